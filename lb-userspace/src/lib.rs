@@ -1,0 +1,3 @@
+//! The controller of xlb.
+
+pub mod config;

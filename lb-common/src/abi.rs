@@ -1,0 +1,31 @@
+//! Names and sizes that the loader and the program agree on.
+
+/// Version of the maps' layout; pins live under `<pin-dir>/v<LAYOUT_VERSION>/`.
+pub const LAYOUT_VERSION: u32 = 1;
+
+/// Largest backend id: a slot has 15 bits for it. Id 0 means none.
+pub const MAX_BACKEND_ID: u16 = 0x7fff;
+
+/// Entry point of the balancer program.
+pub const PROGRAM: &str = "xlb";
+
+/// The maps' names: object symbols, kernel names (15 bytes at most) and pin names alike.
+pub mod maps {
+    /// Hash: [`crate::service::ServiceKey4`] -> [`crate::service::Service`].
+    pub const SERVICES4: &str = "SERVICES4";
+    /// Hash: [`crate::service::ServiceKey6`] -> [`crate::service::Service`].
+    pub const SERVICES6: &str = "SERVICES6";
+    /// Mmapable array: slot words of all rings, see [`crate::slot::Slot`].
+    pub const RING: &str = "RING";
+    /// Array by backend id: [`crate::backend::Backend`].
+    pub const BACKENDS: &str = "BACKENDS";
+    /// Per-CPU array by backend id: [`crate::backend::BackendStats`].
+    pub const BACKEND_STATS: &str = "BACKEND_STATS";
+    /// Per-CPU array by outcome: packets as `u64`.
+    pub const OUTCOMES: &str = "OUTCOMES";
+    /// Device map by interface index: where packets may be redirected to.
+    pub const DEVICES: &str = "DEVICES";
+
+    /// Every map of the balancer.
+    pub const ALL: [&str; 7] = [SERVICES4, SERVICES6, RING, BACKENDS, BACKEND_STATS, OUTCOMES, DEVICES];
+}

@@ -1,0 +1,95 @@
+//! The maps, private, behind typed functions.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, xdp_action},
+    macros::map,
+    maps::{Array, HashMap, PerCpuArray, xdp::DevMapHash},
+};
+use lb_common::{
+    abi::MAX_BACKEND_ID,
+    backend::{Backend, BackendStats},
+    outcome::Outcome,
+    service::{Service, ServiceKey4, ServiceKey6},
+    slot::Slot,
+};
+
+// The sizes here are only defaults: the loader sets them from `limits`.
+#[map]
+static SERVICES4: HashMap<ServiceKey4, Service> = HashMap::with_max_entries(1024, 0);
+#[map]
+static SERVICES6: HashMap<ServiceKey6, Service> = HashMap::with_max_entries(1024, 0);
+/// Slot words of all rings. The controller maps it into its memory: one store changes a slot.
+#[map]
+static RING: Array<u32> = Array::with_max_entries(65537, BPF_F_MMAPABLE);
+#[map]
+static BACKENDS: Array<Backend> = Array::with_max_entries(MAX_BACKEND_ID as u32 + 1, 0);
+#[map]
+static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::with_max_entries(MAX_BACKEND_ID as u32 + 1, 0);
+#[map]
+static OUTCOMES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Outcome::CAPACITY, 0);
+#[map]
+static DEVICES: DevMapHash = DevMapHash::with_max_entries(64, 0);
+
+/// The service of (address, port, protocol), else of (address, any port, protocol).
+#[inline(always)]
+pub fn service4(address: [u8; 4], port: [u8; 2], protocol: u8) -> Option<&'static Service> {
+    // SAFETY: values are replaced whole by the controller; a reader sees the old or the new one.
+    unsafe {
+        SERVICES4
+            .get(ServiceKey4::new(address, port, protocol))
+            .or_else(|| SERVICES4.get(ServiceKey4::new(address, [0, 0], protocol)))
+    }
+}
+
+/// As [`service4`].
+#[inline(always)]
+pub fn service6(address: [u8; 16], port: [u8; 2], protocol: u8) -> Option<&'static Service> {
+    // SAFETY: as above.
+    unsafe {
+        SERVICES6
+            .get(ServiceKey6::new(address, port, protocol))
+            .or_else(|| SERVICES6.get(ServiceKey6::new(address, [0, 0], protocol)))
+    }
+}
+
+/// The slot number `index` of `service`'s ring.
+#[inline(always)]
+pub fn slot(service: &Service, index: u32) -> Slot {
+    RING.get(service.ring_base + index).map_or(Slot::EMPTY, |word| Slot::from_word(*word))
+}
+
+/// The backend with this id, if there is one.
+#[inline(always)]
+pub fn backend(id: u16) -> Option<&'static Backend> {
+    BACKENDS.get(u32::from(id))
+}
+
+/// Counts a packet sent to a backend.
+#[inline(always)]
+pub fn count_sent(id: u16, bytes: u16, opens: bool) {
+    if let Some(stats) = BACKEND_STATS.get_ptr_mut(u32::from(id)) {
+        // SAFETY: this CPU's own entry, and XDP programs are not interrupted by others on the same CPU.
+        let stats = unsafe { &mut *stats };
+        stats.packets += 1;
+        stats.bytes += u64::from(bytes);
+        stats.connections += u64::from(opens);
+    }
+}
+
+/// Counts a packet that was not sent.
+#[inline(always)]
+pub fn count(outcome: Outcome) {
+    if let Some(packets) = OUTCOMES.get_ptr_mut(outcome as u32) {
+        // SAFETY: as in `count_sent`.
+        unsafe { *packets += 1 };
+    }
+}
+
+/// Queues the packet for another interface.
+#[inline(always)]
+pub fn redirect(ifindex: u32) -> Result<(), Outcome> {
+    match DEVICES.redirect(ifindex, u64::from(xdp_action::XDP_DROP)) {
+        Ok(_) => Ok(()),
+        Err(_) => Err(Outcome::DropNoDevice),
+    }
+}

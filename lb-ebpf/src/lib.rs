@@ -1,0 +1,5 @@
+//! What the XDP programs share: access to the packet.
+
+#![no_std]
+
+pub mod packet;

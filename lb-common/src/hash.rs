@@ -73,8 +73,8 @@ mod tests {
     #[test]
     fn sequential_ports_of_one_client_spread_evenly() {
         for seed in 0..50 {
-            let flows = (1024u16..61024)
-                .map(|p| flow4(key(seed), [10, 0, 0, 1], [192, 0, 2, 10], port_pair(p), 6));
+            let flows =
+                (1024u16..61024).map(|p| flow4(key(seed), [10, 0, 0, 1], [192, 0, 2, 10], port_pair(p), 6));
             let w = worst(flows, 16);
             assert!(w < 1.06, "seed {seed}: {w}");
         }

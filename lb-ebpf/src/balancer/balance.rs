@@ -35,8 +35,13 @@ fn ipv4(ctx: &XdpContext, frame: &Frame, at: usize) -> Result<Outcome, Outcome> 
     if parse::is_bad_source4(packet.source, packet.destination) {
         return Err(Outcome::DropBadSource);
     }
-    let hash =
-        hash::flow4(service.hash_key, packet.source, packet.destination, ports(service, &packet), packet.protocol);
+    let hash = hash::flow4(
+        service.hash_key,
+        packet.source,
+        packet.destination,
+        ports(service, &packet),
+        packet.protocol,
+    );
     let (id, backend) = select(service, hash)?;
     send(ctx, service, id, backend, hash, at, false, &packet)
 }
@@ -53,8 +58,13 @@ fn ipv6(ctx: &XdpContext, frame: &Frame, at: usize) -> Result<Outcome, Outcome> 
     if parse::is_bad_source6(packet.source, packet.destination) {
         return Err(Outcome::DropBadSource);
     }
-    let hash =
-        hash::flow6(service.hash_key, packet.source, packet.destination, ports(service, &packet), packet.protocol);
+    let hash = hash::flow6(
+        service.hash_key,
+        packet.source,
+        packet.destination,
+        ports(service, &packet),
+        packet.protocol,
+    );
     let (id, backend) = select(service, hash)?;
     send(ctx, service, id, backend, hash, at, true, &packet)
 }

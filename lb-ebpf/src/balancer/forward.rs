@@ -62,9 +62,7 @@ fn ipip4(ctx: &XdpContext, backend: &Backend, inner: &Inner) -> Option<()> {
     let [d0, d1, d2, d3, ..] = backend.address;
     frame.write(
         inner.at,
-        [
-            0x45, inner.tos, l0, l1, 0, 0, 0x40, 0, HOP_LIMIT, protocol, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3,
-        ],
+        [0x45, inner.tos, l0, l1, 0, 0, 0x40, 0, HOP_LIMIT, protocol, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3],
     )
 }
 

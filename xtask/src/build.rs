@@ -1,0 +1,83 @@
+//! `cargo xtask build`: the eBPF objects, then an `xlb` that carries them.
+
+use crate::{
+    setup,
+    tool::{cargo, exec, target_dir},
+};
+use anyhow::{Context as _, Result};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Options of `build`.
+#[derive(clap::Args, Clone, Copy, Default)]
+pub struct Args {
+    /// Optimised; the lab and the benches want it
+    #[arg(long)]
+    pub release: bool,
+}
+
+const TARGET: &str = "bpfel-unknown-none";
+const OBJECTS: [&str; 2] = ["balancer", "decap"];
+
+/// Builds everything; answers the path of `xlb`.
+pub fn run(args: &Args) -> Result<PathBuf> {
+    objects()?;
+    let mut command = cargo();
+    command.args(["build", "--package", "lb-userspace"]);
+    if args.release {
+        command.arg("--release");
+    }
+    exec(&mut command)?;
+    Ok(target_dir().join(if args.release { "release" } else { "debug" }).join("xlb"))
+}
+
+/// Builds the eBPF objects into `target/bpf`, where lb-userspace's build script finds them.
+pub fn objects() -> Result<()> {
+    setup::rust_src()?;
+    let linker = setup::bpf_linker()?;
+    let build_dir = target_dir().join("bpf-build");
+    let mut command = bpf_cargo("build", &linker, &build_dir);
+    command.args(["--bins", "--profile", "bpf"]);
+    exec(&mut command)?;
+    let out = target_dir().join("bpf");
+    fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
+    for object in OBJECTS {
+        let from = build_dir.join(TARGET).join("bpf").join(object);
+        copy_if_newer(&from, &out.join(object))?;
+    }
+    Ok(())
+}
+
+/// A cargo command for `lb-ebpf`.
+pub fn bpf_cargo(verb: &str, linker: &Path, build_dir: &Path) -> std::process::Command {
+    // v3 (kernel 5.1) has 32-bit arithmetic and jumps. Packet headers stand at any alignment, and the kernel allows
+    // unaligned access to packets on every machine that we serve: without the feature, LLVM loads byte by byte.
+    let flags = [
+        "-Ctarget-cpu=v3".into(),
+        "-Cdebuginfo=2".into(),
+        format!("-Clinker={}", linker.display()),
+        "-Clink-arg=--btf".into(),
+        "-Clink-arg=--cpu-features=+alu32,+allows-misaligned-mem-access".into(),
+        format!("--cfg=bpf_target_arch=\"{}\"", std::env::consts::ARCH),
+    ];
+    let mut command = cargo();
+    command
+        .args([verb, "--package", "lb-ebpf", "--target", TARGET, "-Z", "build-std=core", "--target-dir"])
+        .arg(build_dir)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
+        // `build-std` is not stable; the compiler is the pinned one all the same.
+        .env("RUSTC_BOOTSTRAP", "1");
+    command
+}
+
+/// Copies, but leaves a file alone that is up to date, so that nothing is rebuilt for it.
+fn copy_if_newer(from: &Path, to: &Path) -> Result<()> {
+    let time = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
+    if time(to) < time(from) {
+        let bytes = fs::read(from).with_context(|| format!("read {}", from.display()))?;
+        fs::write(to, bytes).with_context(|| format!("write {}", to.display()))?;
+    }
+    Ok(())
+}

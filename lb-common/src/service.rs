@@ -55,14 +55,12 @@ pub struct Service {
     pub ring_base: u32,
     /// Slots of its ring; 0 only in a service address's entry.
     pub ring_size: u32,
-    /// Number of the service, for tools that read the map.
-    pub id: u16,
     /// One of the `FORWARD_*` constants.
     pub forward: u8,
     /// `SERVICE_*` flags.
     pub flags: u8,
     /// Zero.
-    pub reserved: u32,
+    pub reserved: [u8; 6],
 }
 
 /// Not a service: this address is one that services listen on.
@@ -78,7 +76,7 @@ pub const SERVICE_HASH_CLIENT: u8 = 1 << 0;
 impl Service {
     /// The entry that marks an address that services listen on: malformed packets are judged for these only.
     pub const ADDRESS: Self =
-        Self { hash_key: 0, ring_base: 0, ring_size: 0, id: 0, forward: FORWARD_NONE, flags: 0, reserved: 0 };
+        Self { hash_key: 0, ring_base: 0, ring_size: 0, forward: FORWARD_NONE, flags: 0, reserved: [0; 6] };
 
     /// Whether this entry marks an address and is no service.
     #[inline(always)]

@@ -1,3 +1,5 @@
 //! The controller of xlb.
 
 pub mod config;
+pub mod dataplane;
+pub mod plan;

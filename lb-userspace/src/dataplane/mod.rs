@@ -1,0 +1,37 @@
+//! The kernel's maps behind one trait, with three implementations: `bpf` (the kernel), `memory` (its rules, for tests)
+//! and `faulty` (any of them, failing on purpose).
+
+pub mod bpf;
+pub mod faulty;
+pub mod memory;
+pub mod mmap;
+pub mod objects;
+
+use lb_common::{backend::BackendStats, outcome::Outcome};
+
+use crate::plan::tables::{Op, Tables};
+
+/// An operation that the maps refused.
+#[derive(Debug, thiserror::Error)]
+#[error("{op}: {reason}")]
+pub struct ApplyError {
+    /// The operation, as it displays.
+    pub op: String,
+    /// The kernel's word for it.
+    pub reason: String,
+}
+
+/// The maps. Owned by the controller's task alone.
+pub trait Dataplane: Send {
+    /// Performs one operation. May be repeated after a failure.
+    fn apply(&mut self, op: &Op) -> Result<(), ApplyError>;
+
+    /// What the maps hold of what `expected` names, and everything that it does not name: for drift and orphans.
+    fn snapshot(&self, expected: &Tables) -> Result<Tables, ApplyError>;
+
+    /// What has been sent to these backends since each was put, over all CPUs.
+    fn backend_stats(&self, ids: &[u16]) -> Result<Vec<BackendStats>, ApplyError>;
+
+    /// Packets by outcome since the maps were made, over all CPUs. Sent packets are counted by backend instead.
+    fn outcomes(&self) -> Result<[u64; Outcome::ALL.len()], ApplyError>;
+}

@@ -1,0 +1,109 @@
+//! Backend ids: stable as long as a backend lives, reused only after a quarantine.
+//!
+//! A packet in flight, or a slot read a moment ago, may still name an id when its backend has left the tables; the
+//! quarantine keeps it from meaning somebody else then.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::ring::Identity;
+
+/// Who has an id: a server of a service, by what makes it that server. Its name may change.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Owner {
+    /// Name of the service.
+    pub service: Arc<str>,
+    /// Address and port.
+    pub identity: Identity,
+}
+
+/// Every id is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("all {0} backend ids are in use or were a moment ago; raise limits.backends, or wait")]
+pub struct NoId(pub u32);
+
+/// Which backend has which id.
+#[derive(Debug)]
+pub struct Ids {
+    capacity: u32,
+    quarantine: Duration,
+    owners: BTreeMap<Owner, u16>,
+    next: u32,
+    resting: VecDeque<(Instant, u16)>,
+}
+
+impl Ids {
+    /// Ids from 1 to `capacity - 1`; a freed one rests for `quarantine`.
+    pub fn new(capacity: u32, quarantine: Duration) -> Self {
+        Self { capacity, quarantine, owners: BTreeMap::new(), next: 1, resting: VecDeque::new() }
+    }
+
+    /// The owner's id, a new one if it has none.
+    pub fn get(&mut self, owner: &Owner, now: Instant) -> Result<u16, NoId> {
+        if let Some(id) = self.owners.get(owner) {
+            return Ok(*id);
+        }
+        let rested = self.resting.front().is_some_and(|(since, _)| now - *since >= self.quarantine);
+        // Fresh ids first: the longer one rests, the better.
+        let id = if self.next < self.capacity {
+            self.next += 1;
+            (self.next - 1) as u16
+        } else if rested {
+            self.resting.pop_front().map(|(_, id)| id).ok_or(NoId(self.capacity - 1))?
+        } else {
+            return Err(NoId(self.capacity - 1));
+        };
+        self.owners.insert(owner.clone(), id);
+        Ok(id)
+    }
+
+    /// Frees the ids of all but these.
+    pub fn retain(&mut self, used: &BTreeSet<u16>, now: Instant) {
+        let resting = &mut self.resting;
+        self.owners.retain(|_, id| {
+            let keep = used.contains(id);
+            if !keep {
+                resting.push_back((now, *id));
+            }
+            keep
+        });
+    }
+
+    /// Who has an id.
+    pub fn owners(&self) -> impl Iterator<Item = (&Owner, u16)> {
+        self.owners.iter().map(|(owner, id)| (owner, *id))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn owner(last: u8) -> Owner {
+        Owner { service: "web".into(), identity: Identity { address: [10, 0, 0, last].into(), port: None } }
+    }
+
+    #[test]
+    fn an_id_stays_and_is_reused_only_after_the_quarantine() {
+        let start = Instant::now();
+        let mut ids = Ids::new(3, Duration::from_secs(60));
+        assert_eq!(ids.get(&owner(1), start), Ok(1));
+        assert_eq!(ids.get(&owner(2), start), Ok(2));
+        assert_eq!(ids.get(&owner(1), start), Ok(1));
+        ids.retain(&BTreeSet::from([2]), start);
+        assert_eq!(ids.get(&owner(3), start + Duration::from_secs(59)), Err(NoId(2)));
+        assert_eq!(ids.get(&owner(3), start + Duration::from_secs(60)), Ok(1));
+        assert_eq!(ids.get(&owner(2), start), Ok(2));
+    }
+
+    #[test]
+    fn another_service_on_the_same_server_has_another_id() {
+        let now = Instant::now();
+        let mut ids = Ids::new(10, Duration::ZERO);
+        let other = Owner { service: "mail".into(), ..owner(1) };
+        assert_ne!(ids.get(&owner(1), now), ids.get(&other, now));
+    }
+}

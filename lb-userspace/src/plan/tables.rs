@@ -1,0 +1,194 @@
+//! The exact contents of the kernel's maps, and the operations that change them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    sync::Arc,
+};
+
+use lb_common::{
+    backend::{BACKEND_IPV6, BACKEND_ROUTED, Backend},
+    service::{Service, ServiceKey4, ServiceKey6},
+    slot::Slot,
+};
+
+/// Key of a service entry, of either family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ServiceKey {
+    /// Of `SERVICES4`.
+    V4(ServiceKey4),
+    /// Of `SERVICES6`.
+    V6(ServiceKey6),
+}
+
+impl ServiceKey {
+    /// The key of (address, port, protocol). Port 0 is any; port 0 and protocol 0 mark a service address.
+    pub fn new(address: IpAddr, port: u16, protocol: u8) -> Self {
+        match address {
+            IpAddr::V4(a) => Self::V4(ServiceKey4::new(a.octets(), port.to_be_bytes(), protocol)),
+            IpAddr::V6(a) => Self::V6(ServiceKey6::new(a.octets(), port.to_be_bytes(), protocol)),
+        }
+    }
+}
+
+impl fmt::Display for ServiceKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (address, port, protocol) = match self {
+            Self::V4(k) => (IpAddr::from(k.address), k.port, k.protocol),
+            Self::V6(k) => (IpAddr::from(k.address), k.port, k.protocol),
+        };
+        match address {
+            IpAddr::V4(a) => write!(f, "{a}")?,
+            IpAddr::V6(a) => write!(f, "[{a}]")?,
+        }
+        match (u16::from_be_bytes(port), protocol) {
+            (0, 0) => f.write_str(" (address)"),
+            (0, p) => write!(f, ":*/{p}"),
+            (port, p) => write!(f, ":{port}/{p}"),
+        }
+    }
+}
+
+/// The slot words of one ring, shared while they do not change.
+pub type Ring = Arc<[Slot]>;
+
+/// What the maps hold, or shall hold.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tables {
+    /// `DEVICES`: interfaces that may be redirected to.
+    pub devices: BTreeSet<u32>,
+    /// `BACKENDS`, by id.
+    pub backends: BTreeMap<u16, Backend>,
+    /// `RING`, by first slot. Rings do not overlap.
+    pub rings: BTreeMap<u32, Ring>,
+    /// `SERVICES4` and `SERVICES6`.
+    pub services: BTreeMap<ServiceKey, Service>,
+}
+
+impl Tables {
+    /// Whether nothing is in any map.
+    pub fn is_empty(&self) -> bool {
+        self.devices.is_empty()
+            && self.backends.is_empty()
+            && self.rings.is_empty()
+            && self.services.is_empty()
+    }
+}
+
+/// One operation on the maps. Each is idempotent: it may be repeated after a failure.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Allows redirection to an interface.
+    PutDevice(u32),
+    /// Adds a backend or replaces its entry.
+    PutBackend(u16, Backend),
+    /// Writes a whole ring at its first slot.
+    WriteRing(u32, Ring),
+    /// Changes some slots of the ring at `base`: (index in the ring, new word).
+    WriteSlots(u32, Vec<(u32, Slot)>),
+    /// Adds a service or replaces its entry: the commit point.
+    PutService(ServiceKey, Service),
+    /// From here on its packets pass.
+    DeleteService(ServiceKey),
+    /// Empties a ring that no service names: (first slot, size).
+    ClearRing(u32, u32),
+    /// Removes a backend that no slot names.
+    DeleteBackend(u16),
+    /// Forbids redirection to an interface.
+    DeleteDevice(u32),
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PutDevice(ifindex) => write!(f, "+ device {ifindex}"),
+            Self::PutBackend(id, backend) => write!(f, "+ backend {id} {}", Shown(backend)),
+            Self::WriteRing(base, ring) => write!(f, "+ ring {base} of {} slots", ring.len()),
+            Self::WriteSlots(base, changes) => write!(f, "~ ring {base}: {} slots", changes.len()),
+            Self::PutService(key, service) => {
+                write!(f, "+ service {key} ring {} of {} slots", service.ring_base, service.ring_size)
+            }
+            Self::DeleteService(key) => write!(f, "- service {key}"),
+            Self::ClearRing(base, size) => write!(f, "- ring {base} of {size} slots"),
+            Self::DeleteBackend(id) => write!(f, "- backend {id}"),
+            Self::DeleteDevice(ifindex) => write!(f, "- device {ifindex}"),
+        }
+    }
+}
+
+impl Op {
+    /// What the operation makes of the maps.
+    pub fn apply_to(&self, tables: &mut Tables) {
+        match self {
+            Self::PutDevice(ifindex) => drop(tables.devices.insert(*ifindex)),
+            Self::PutBackend(id, backend) => drop(tables.backends.insert(*id, *backend)),
+            Self::WriteRing(base, ring) => drop(tables.rings.insert(*base, Arc::clone(ring))),
+            Self::WriteSlots(base, changes) => {
+                if let Some(ring) = tables.rings.get_mut(base) {
+                    let mut slots = ring.to_vec();
+                    for (index, slot) in changes {
+                        slots[*index as usize] = *slot;
+                    }
+                    *ring = slots.into();
+                }
+            }
+            Self::PutService(key, service) => drop(tables.services.insert(*key, *service)),
+            Self::DeleteService(key) => drop(tables.services.remove(key)),
+            Self::ClearRing(base, _) => drop(tables.rings.remove(base)),
+            Self::DeleteBackend(id) => drop(tables.backends.remove(id)),
+            Self::DeleteDevice(ifindex) => drop(tables.devices.remove(ifindex)),
+        }
+    }
+}
+
+/// A readable dump, one entry a line; rings as slots per backend.
+impl fmt::Display for Tables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_empty() {
+            return writeln!(f, "empty");
+        }
+        for ifindex in &self.devices {
+            writeln!(f, "device {ifindex}")?;
+        }
+        for (id, backend) in &self.backends {
+            writeln!(f, "backend {id} {}", Shown(backend))?;
+        }
+        for (base, ring) in &self.rings {
+            let mut counts = BTreeMap::new();
+            for slot in ring.iter() {
+                *counts.entry(slot.current()).or_insert(0u32) += 1;
+            }
+            let counts: Vec<String> = counts.iter().map(|(id, n)| format!("{id}x{n}")).collect();
+            writeln!(f, "ring {base} of {}: {}", ring.len(), counts.join(" "))?;
+        }
+        for (key, s) in &self.services {
+            if s.is_address() {
+                writeln!(f, "service {key}")?;
+            } else {
+                writeln!(f, "service {key} forward {} flags {} ring {}", s.forward, s.flags, s.ring_base)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Shown<'a>(&'a Backend);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let backend = self.0;
+        write!(f, "{}", address(backend))?;
+        if backend.flags & BACKEND_ROUTED == 0 {
+            return f.write_str(" no next hop");
+        }
+        let [a, b, c, d, e, g] = backend.next_hop;
+        write!(f, " via {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x} device {}", backend.ifindex)
+    }
+}
+
+/// The address in a backend's entry.
+pub fn address(backend: &Backend) -> IpAddr {
+    let [a, b, c, d, ..] = backend.address;
+    if backend.flags & BACKEND_IPV6 == 0 { IpAddr::from([a, b, c, d]) } else { IpAddr::from(backend.address) }
+}

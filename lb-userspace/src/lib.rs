@@ -1,5 +1,6 @@
-//! The controller of xlb.
+//! The controller of xlb: file -> spec -> tables -> plan -> dataplane, and health, next hops, the API around it.
 
 pub mod config;
 pub mod dataplane;
+pub mod health;
 pub mod plan;

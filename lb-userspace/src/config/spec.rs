@@ -315,6 +315,24 @@ pub struct HealthSpec {
     pub rise: u32,
 }
 
+impl HealthSpec {
+    /// The interval while a backend is changing its mind: a quarter, but at least 100 ms.
+    pub fn fast_interval(&self) -> Duration {
+        (self.interval / 4).max(Duration::from_millis(100)).min(self.interval)
+    }
+
+    /// The longest time from a failure to the verdict: it happens just after a good probe, and every probe that
+    /// follows runs into its timeout, whose end the next one awaits. Zero with `Check::None`.
+    pub fn worst_detection(&self) -> Duration {
+        match self.check {
+            Check::None => Duration::ZERO,
+            Check::Tcp | Check::Http { .. } => {
+                self.interval + self.fast_interval().max(self.timeout) * (self.fall - 1) + self.timeout
+            }
+        }
+    }
+}
+
 /// What a probe does.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Check {

@@ -47,7 +47,7 @@ pub(super) fn check(file: &File, limits: Limits, report: &mut Report<'_>) {
 fn check_interfaces(file: &File, report: &mut Report<'_>) {
     let mut first = BTreeMap::new();
     let path = KeyPath::Root.key("interfaces");
-    for (index, interface) in file.interfaces.given().into_iter().flatten().enumerate() {
+    for interface in file.interfaces.given().into_iter().flatten() {
         let Some(name) = interface.name.given() else { continue };
         match first.entry(name) {
             Entry::Vacant(entry) => _ = entry.insert(interface.at),
@@ -56,7 +56,7 @@ fn check_interfaces(file: &File, report: &mut Report<'_>) {
                     format!("the interface `{name}` is named twice, first at {}", report.line(*entry.get()));
                 report.error(
                     interface.at,
-                    &path.index(index),
+                    &path.index(interface.index),
                     message,
                     Some("remove one of them".to_owned()),
                 );

@@ -132,23 +132,15 @@ impl ConfigErrors {
 
     /// The first error on one line, and how many more there are: for `status` and logs.
     pub fn one_line(&self) -> String {
-        let mut line = String::new();
-        if let Some(first) = self.errors.first() {
-            line = format!("{}: ", first.place());
-            if !first.path.is_empty() {
-                line += &format!("{}: ", first.path);
-            }
-            line += &first.message;
-            if let Some(help) = &first.help {
-                line += &format!(" ({help})");
-            }
-        }
-        match self.errors.len() + self.more_errors {
-            0 | 1 => {}
-            2 => line += "; and 1 more error",
-            n => line += &format!("; and {} more errors", n - 1),
-        }
-        line
+        let Some(first) = self.errors.first() else { return String::new() };
+        let path = if first.path.is_empty() { String::new() } else { format!("{}: ", first.path) };
+        let help = first.help.as_ref().map_or_else(String::new, |help| format!("; {help}"));
+        let more = match self.errors.len() + self.more_errors {
+            0 | 1 => String::new(),
+            2 => "; and 1 more error".to_owned(),
+            n => format!("; and {} more errors", n - 1),
+        };
+        format!("{}: {path}{}{help}{more}", first.place(), first.message)
     }
 }
 
@@ -233,14 +225,20 @@ impl<'t> Report<'t> {
         self.found.push((Span::default(), diagnostic));
     }
 
+    /// How many errors were noted.
+    pub fn errors(&self) -> usize {
+        self.errors
+    }
+
     /// Whether any error was noted.
     pub fn has_errors(&self) -> bool {
         self.errors > 0
     }
 
-    /// `line 9`: to speak of another place in a message.
+    /// `line 9:7`: to speak of another place in a message.
     pub fn line(&self, at: Span) -> String {
-        format!("line {}", self.line_column(at).0)
+        let (line, column) = self.line_column(at);
+        format!("line {line}:{column}")
     }
 
     /// All that was noted, in the order of the file: errors, warnings, and how many errors were not kept.

@@ -26,6 +26,8 @@ pub(super) struct File {
 
 /// An item of `interfaces`.
 pub(super) struct InterfaceFile {
+    /// Its place in the list.
+    pub index: usize,
     pub at: Span,
     pub name: Field<String>,
     pub mode: Field<XdpMode>,
@@ -92,6 +94,8 @@ pub(super) struct ServiceFile {
     pub listen: Field<Vec<(usize, Listen, Span)>>,
     pub keys: ServiceKeys,
     pub backends: Field<Vec<BackendFile>>,
+    /// Something in it was reported as wrong, so that it is not worth warnings.
+    pub wrong: bool,
 }
 
 /// An item of `backends`.
@@ -232,19 +236,20 @@ fn nested<'n, 't>(
 
 fn read_interface(
     node: &Node<'_>,
-    _: usize,
+    index: usize,
     path: &KeyPath<'_>,
     report: &mut Report<'_>,
 ) -> Option<InterfaceFile> {
     let at = node.at;
     if matches!(node.kind, Kind::Scalar { .. }) {
         let name = scalar(node, path, report, value::interface_name)?;
-        return Some(InterfaceFile { at, name: Field::Given(name, at), mode: Field::Absent });
+        return Some(InterfaceFile { index, at, name: Field::Given(name, at), mode: Field::Absent });
     }
     let map = Map::open(node, path, &INTERFACE_KEYS, report)?;
     map.require("name", path, "add `name: eth0`", report);
     let modes = [("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)];
     Some(InterfaceFile {
+        index,
         at,
         name: map.scalar("name", path, report, value::interface_name),
         mode: map.scalar("mode", path, report, |s| choice(s, &modes, &["offload"])),
@@ -257,6 +262,7 @@ fn read_service(
     path: &KeyPath<'_>,
     report: &mut Report<'_>,
 ) -> Option<ServiceFile> {
+    let errors_before = report.errors();
     let map = Map::open(node, path, &SERVICE_KEYS, report)?;
     map.require("name", path, "add `name: web`", report);
     map.require("listen", path, "add `listen: [\"192.0.2.10:80/tcp\"]`", report);
@@ -274,7 +280,8 @@ fn read_service(
     let backends = map.list("backends", path, report, read_backend);
     let name = map.scalar("name", path, report, value::name);
     let keys = read_service_keys(map, path, report);
-    Some(ServiceFile { index, at: map.at, name, listen, keys, backends })
+    let wrong = report.errors() > errors_before;
+    Some(ServiceFile { index, at: map.at, name, listen, keys, backends, wrong })
 }
 
 fn read_backend(

@@ -7,20 +7,15 @@ use super::{
 };
 
 /// A value as written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Field<T> {
     /// The key is not there.
+    #[default]
     Absent,
     /// It is there and wrong, which has been reported.
     Wrong,
     /// What it says, and where.
     Given(T, Span),
-}
-
-impl<T> Default for Field<T> {
-    fn default() -> Self {
-        Self::Absent
-    }
 }
 
 impl<T> Field<T> {
@@ -97,7 +92,8 @@ impl<'n, 't> Map<'n, 't> {
         for (key, _) in entries {
             let Kind::Scalar { text, .. } = &key.kind else {
                 if !matches!(key.kind, Kind::Refused) {
-                    report.error(key.at, path, format!("a key must be text, found {}", key.describe()), None);
+                    let message = format!("a key must be text, found {}", key.describe());
+                    report.error(key.at, path, message, Some("write `key: value`".to_owned()));
                 }
                 continue;
             };
@@ -169,6 +165,9 @@ impl<'n, 't> Map<'n, 't> {
         let path = path.key(key);
         let Kind::List(items) = &node.kind else {
             let help = match &node.kind {
+                Kind::Scalar { text, .. } if text.bytes().all(|byte| byte.is_ascii_alphanumeric()) => {
+                    format!("write `{key}: [{}]`", shown(text))
+                }
                 Kind::Scalar { text, .. } => format!("write `{key}: [\"{}\"]`", shown(text)),
                 _ => "begin each item with `- `".to_owned(),
             };
@@ -204,7 +203,8 @@ pub(super) fn scalar<T>(
     parse: impl FnOnce(Scalar<'_>) -> Result<T, Wrong>,
 ) -> Option<T> {
     let Kind::Scalar { text, plain } = &node.kind else {
-        return mismatch(node, path, "a single value", None, report);
+        let help = "write one value, in quotes if it contains brackets or a colon";
+        return mismatch(node, path, "a single value", Some(help.to_owned()), report);
     };
     match parse(Scalar { text, plain: *plain }) {
         Ok(value) => Some(value),

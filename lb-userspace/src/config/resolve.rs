@@ -22,7 +22,9 @@ pub(super) fn resolve(file: &File, report: &mut Report<'_>) -> Option<Spec> {
     for written in file.services.given().map_or(&[][..], Vec::as_slice) {
         let path = services_path.index(written.index);
         let service = service(written, &file.defaults, &path, report);
-        if let Some(service) = &service {
+        if let Some(service) = &service
+            && !written.wrong
+        {
             warn::of_service(service, written, &path, report);
         }
         services.push(service);

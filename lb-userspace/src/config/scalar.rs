@@ -99,7 +99,7 @@ pub(super) fn prime(scalar: Scalar<'_>) -> Result<u32, Wrong> {
 }
 
 fn is_prime(number: u32) -> bool {
-    number >= 2 && (2..).take_while(|d| d * d <= number).all(|d| !number.is_multiple_of(d))
+    number >= 2 && (2..=number.isqrt()).all(|d| !number.is_multiple_of(d))
 }
 
 /// A number with a unit: `ms`, `s`, `m` or `h`; one decimal point is allowed.
@@ -136,13 +136,14 @@ pub(super) fn duration(scalar: Scalar<'_>, range: &RangeInclusive<Duration>) -> 
     Ok(duration)
 }
 
-/// A duration as the file writes it, in the largest unit that has no fraction.
+/// A duration as the file writes it.
 pub(super) fn human(duration: Duration) -> String {
     match duration.as_millis() {
         0 => "0s".to_owned(),
         ms if ms.is_multiple_of(3_600_000) => format!("{}h", ms / 3_600_000),
         ms if ms.is_multiple_of(60_000) => format!("{}m", ms / 60_000),
         ms if ms.is_multiple_of(1000) => format!("{}s", ms / 1000),
+        ms if ms > 1000 => format!("{}s", ms as f64 / 1000.0),
         ms => format!("{ms}ms"),
     }
 }
@@ -283,7 +284,8 @@ mod tests {
             assert!(duration(plain(text), &all).is_err(), "{text}");
         }
         assert_eq!(human(Duration::from_secs(90)), "90s");
-        assert_eq!(human(Duration::from_secs(300)), "5m");
+        assert_eq!(human(Duration::from_mins(5)), "5m");
+        assert_eq!(human(Duration::from_millis(11_500)), "11.5s");
     }
 
     #[test]

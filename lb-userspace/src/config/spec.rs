@@ -233,7 +233,7 @@ pub struct IdleTimeout {
 
 impl Default for IdleTimeout {
     fn default() -> Self {
-        Self { tcp: Duration::from_secs(3600), udp: Duration::from_secs(60) }
+        Self { tcp: Duration::from_hours(1), udp: Duration::from_mins(1) }
     }
 }
 

@@ -142,10 +142,10 @@ mod tests {
     use crate::config::{Loaded, parse};
 
     fn load(listen: &str, health: &str, backends: &[&str]) -> Loaded {
-        let backends: String = backends.iter().map(|b| format!("      - {{{b}}}\n")).collect();
+        let backends = backends.join("}, {");
         let text = format!(
             "interfaces: [eth0]\nservices:\n  - name: web\n    listen: [\"{listen}\"]\n    forward: l2\n    \
-             health: {{{health}}}\n    backends:\n{backends}"
+             health: {{{health}}}\n    backends: [{{{backends}}}]\n"
         );
         parse(&text, Path::new("f")).expect("valid")
     }
@@ -177,7 +177,7 @@ mod tests {
 
     #[test]
     fn slow_detection_is_warned_of_and_the_limit_itself_is_not() {
-        assert_eq!(warnings(TCP, "interval: 7s, timeout: 1s", &THREE), Vec::<String>::new());
+        assert_eq!(warnings(TCP, "interval: 6s, timeout: 1s", &THREE), Vec::<String>::new());
         let slow = warnings(TCP, "interval: 10s, timeout: 1s", &THREE);
         assert_eq!(slow, ["a dead backend of service `web` is noticed after up to 16s"]);
         assert_eq!(warnings(TCP, "type: none, interval: 10s", &THREE), Vec::<String>::new());

@@ -85,7 +85,7 @@ pub(super) fn tree<'t>(text: &'t str, report: &mut Report<'_>) -> Option<Node<'t
         let at =
             span.byte_range().map_or(Span::default(), |r| Span { start: r.start as u32, end: r.end as u32 });
         if let Err(message) = builder.event(event, at, report) {
-            report.error(at, &KeyPath::Root, message, None);
+            report.error(at, &builder.path(), message, None);
             return None;
         }
     }
@@ -107,7 +107,7 @@ struct Builder<'t> {
 impl<'t> Builder<'t> {
     /// Takes one event. An error is a limit that ends the reading.
     fn event(&mut self, event: Event<'t>, at: Span, report: &mut Report<'_>) -> Result<(), String> {
-        refuse_decoration(&event, at, report);
+        self.refuse_decoration(&event, at, report);
         match event {
             Event::DocumentStart(..) => {
                 self.documents += 1;
@@ -159,24 +159,31 @@ impl<'t> Builder<'t> {
         }
         Ok(())
     }
-}
 
-/// Reports the parts of YAML that a configuration does not need and that have surprised people.
-fn refuse_decoration(event: &Event<'_>, at: Span, report: &mut Report<'_>) {
-    let defaults = "write the value out, or put what services share under `defaults`";
-    if event.anchor_id().is_some_and(|id| id != 0) {
-        report.error(at, &KeyPath::Root, "anchors (`&name`) are not supported", Some(defaults.to_owned()));
+    /// Reports the parts of YAML that a configuration does not need and that have surprised people.
+    fn refuse_decoration(&self, event: &Event<'_>, at: Span, report: &mut Report<'_>) {
+        const DEFAULTS: &str = "write the value out, or put what services share under `defaults`";
+        let mut refuse = |message, help: &str| report.error(at, &self.path(), message, Some(help.to_owned()));
+        if event.anchor_id().is_some_and(|id| id != 0) {
+            refuse("anchors (`&name`) are not supported", DEFAULTS);
+        }
+        if event.is_alias() || matches!(event, Event::UnresolvedAlias(_)) {
+            refuse("aliases (`*name`) are not supported", DEFAULTS);
+        }
+        if event.tag().is_some() {
+            refuse("tags (`!name`) are not supported", "remove the tag");
+        }
     }
-    if event.is_alias() || matches!(event, Event::UnresolvedAlias(_)) {
-        report.error(at, &KeyPath::Root, "aliases (`*name`) are not supported", Some(defaults.to_owned()));
-    }
-    if event.tag().is_some() {
-        report.error(
-            at,
-            &KeyPath::Root,
-            "tags (`!name`) are not supported",
-            Some("remove the tag".to_owned()),
-        );
+
+    /// The path of the node that comes next.
+    fn path(&self) -> String {
+        let steps = self.open.iter().map(|open| match (&open.kind, &open.key) {
+            (Kind::List(items), _) => format!("[{}]", items.len()),
+            (_, Some(Node { kind: Kind::Scalar { text, .. }, .. })) => format!(".{}", shown(text)),
+            _ => String::new(),
+        });
+        let path: Vec<String> = steps.collect();
+        path.concat().trim_start_matches('.').to_owned()
     }
 }
 
@@ -188,7 +195,9 @@ fn report_syntax(text: &str, start: u32, kind: &ErrorKind, report: &mut Report<'
     let help = match kind {
         ErrorKind::RecursionLimitExceeded => format!("lists and maps may be nested {DEPTH} deep"),
         _ if line.contains("]:") => "quote IPv6 listens: \"[2001:db8::10]:80/tcp\"".to_owned(),
-        _ if line.contains('\t') => "indent with spaces: YAML does not take tabs".to_owned(),
+        _ if line.contains('\t') || kind.to_string().contains("tab") => {
+            "indent with spaces: YAML does not take tabs".to_owned()
+        }
         ErrorKind::UnclosedQuotedScalar => "close the quote".to_owned(),
         ErrorKind::DirectiveDisallowed => "remove the line that begins with `%`".to_owned(),
         _ => "look at the brackets, quotes, colons and the indentation here and just above".to_owned(),
@@ -221,9 +230,10 @@ mod tests {
     fn read(text: &str) -> Result<String, String> {
         let mut report = Report::new(Path::new("f"), text);
         let tree = tree(text, &mut report).map(|node| dump(&node));
-        match report.has_errors() {
-            true => Err(report.finish().one_line()),
-            false => Ok(tree.expect("a tree or an error")),
+        if report.has_errors() {
+            Err(report.finish().one_line())
+        } else {
+            Ok(tree.expect("a tree or an error"))
         }
     }
 

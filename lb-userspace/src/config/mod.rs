@@ -2,9 +2,11 @@
 //!
 //! `yaml` makes a tree with places, `read`, `scalar` and `address` give it types, `file` is the result as written,
 //! `resolve` and `check` make the [`spec`] of it, `warn` warns. `consent` says which changes wait for a human,
-//! `watch` notices them.
+//! `watch` notices them, in the
+//! places that `chain` finds.
 
 mod address;
+mod chain;
 mod check;
 pub mod consent;
 mod error;
@@ -85,7 +87,8 @@ fn parse_with_permissions(
 ) -> Result<Loaded, ConfigErrors> {
     if text.len() > MAX_FILE_SIZE {
         let message = format!("the file has {} bytes, the limit is {MAX_FILE_SIZE}", text.len());
-        return Err(ConfigErrors::of_file(path, message, None));
+        let help = "split it, or look whether it is the right file".to_owned();
+        return Err(ConfigErrors::of_file(path, message, Some(help)));
     }
     let mut report = Report::new(path, text);
     if let Some(mode) = permissions.map(Permissions::mode)

@@ -124,7 +124,7 @@ impl<'n, 't> Map<'n, 't> {
             return Field::Wrong;
         }
         if value.is_null() {
-            let help = format!("give it a value or remove `{key}`");
+            let help = format!("give it a value, or remove `{key}` if it is not required");
             report.error(key_node.at, &path.key(key), format!("`{key}` has no value"), Some(help));
             return Field::Wrong;
         }

@@ -61,7 +61,8 @@ pub(super) fn of_service(
         report.warning(health_at, &path.key("health"), message, Some(help));
     }
     let ring = service.ring_size as usize;
-    if ring < SLOTS_PER_BACKEND * service.backends.len() {
+    // A ring with fewer slots than backends is an error, reported elsewhere.
+    if (service.backends.len()..SLOTS_PER_BACKEND * service.backends.len()).contains(&ring) {
         let message =
             format!("a ring of {ring} slots for {} backends gives uneven shares", service.backends.len());
         let help = format!("use a prime above {}", SLOTS_PER_BACKEND * service.backends.len());

@@ -8,7 +8,10 @@ use std::borrow::Cow;
 
 use granit_parser::{ErrorKind, Event, Options, Parser, ScalarStyle};
 
-use super::error::{KeyPath, Report, Span, shown};
+use super::{
+    error::{KeyPath, Report, Span, shown},
+    scalar::Wrong,
+};
 
 /// Lists and maps in each other, at most.
 const DEPTH: usize = 32;
@@ -84,8 +87,8 @@ pub(super) fn tree<'t>(text: &'t str, report: &mut Report<'_>) -> Option<Node<'t
         };
         let at =
             span.byte_range().map_or(Span::default(), |r| Span { start: r.start as u32, end: r.end as u32 });
-        if let Err(message) = builder.event(event, at, report) {
-            report.error(at, &builder.path(), message, None);
+        if let Err(Wrong { message, help }) = builder.event(event, at, report) {
+            report.error(at, &builder.path(), message, help);
             return None;
         }
     }
@@ -106,13 +109,14 @@ struct Builder<'t> {
 
 impl<'t> Builder<'t> {
     /// Takes one event. An error is a limit that ends the reading.
-    fn event(&mut self, event: Event<'t>, at: Span, report: &mut Report<'_>) -> Result<(), String> {
+    fn event(&mut self, event: Event<'t>, at: Span, report: &mut Report<'_>) -> Result<(), Wrong> {
         self.refuse_decoration(&event, at, report);
         match event {
             Event::DocumentStart(..) => {
                 self.documents += 1;
                 if self.documents > 1 {
-                    return Err("the file has more than one YAML document (`---`)".to_owned());
+                    let help = "remove the second `---` and what follows it";
+                    return Err(Wrong::new("the file has more than one YAML document", help));
                 }
                 Ok(())
             }
@@ -128,25 +132,27 @@ impl<'t> Builder<'t> {
         }
     }
 
-    fn open(&mut self, kind: Kind<'t>, start: Span) -> Result<(), String> {
+    fn open(&mut self, kind: Kind<'t>, start: Span) -> Result<(), Wrong> {
         if self.open.len() >= DEPTH {
-            return Err(format!("lists and maps are nested more than {DEPTH} deep"));
+            let message = format!("lists and maps are nested more than {DEPTH} deep");
+            return Err(Wrong::new(message, "no key needs more than six: close the brackets earlier"));
         }
         self.open.push(Open { start, kind, key: None });
         Ok(())
     }
 
-    fn close(&mut self, at: Span) -> Result<(), String> {
+    fn close(&mut self, at: Span) -> Result<(), Wrong> {
         let Some(Open { start, kind, .. }) = self.open.pop() else {
-            return Err("a list or map ends that did not begin".to_owned());
+            return Err(Wrong::new("a list or map ends that did not begin", "check the brackets"));
         };
         self.node(Node { kind, at: Span { start: start.start, end: at.end.max(start.end) } })
     }
 
-    fn node(&mut self, node: Node<'t>) -> Result<(), String> {
+    fn node(&mut self, node: Node<'t>) -> Result<(), Wrong> {
         self.nodes += 1;
         if self.nodes > NODES {
-            return Err(format!("the file has more than {NODES} values"));
+            let help = "no balancer can use so many: look whether it is the right file";
+            return Err(Wrong::new(format!("the file has more than {NODES} values"), help));
         }
         match self.open.last_mut() {
             None => self.root = Some(node),

@@ -233,7 +233,7 @@ pub struct IdleTimeout {
 
 impl Default for IdleTimeout {
     fn default() -> Self {
-        Self { tcp: Duration::from_secs(3600), udp: Duration::from_secs(60) }
+        Self { tcp: Duration::from_hours(1), udp: Duration::from_mins(1) }
     }
 }
 
@@ -313,6 +313,24 @@ pub struct HealthSpec {
     pub fall: u32,
     /// Successes in a row that bring it up again; at least 1.
     pub rise: u32,
+}
+
+impl HealthSpec {
+    /// The interval while a backend is changing its mind: a quarter, but at least 100 ms.
+    pub fn fast_interval(&self) -> Duration {
+        (self.interval / 4).max(Duration::from_millis(100)).min(self.interval)
+    }
+
+    /// The longest time from a failure to the verdict: it happens just after a good probe, and every probe that
+    /// follows runs into its timeout, whose end the next one awaits. Zero with `Check::None`.
+    pub fn worst_detection(&self) -> Duration {
+        match self.check {
+            Check::None => Duration::ZERO,
+            Check::Tcp | Check::Http { .. } => {
+                self.interval + self.fast_interval().max(self.timeout) * (self.fall - 1) + self.timeout
+            }
+        }
+    }
 }
 
 /// What a probe does.

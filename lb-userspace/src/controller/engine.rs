@@ -1,0 +1,261 @@
+//! What the controller knows, and the one way from there to the maps: compile, diff, apply.
+//!
+//! Everything that changes (a file, a verdict, a next hop, an operator's word) only updates what is known here;
+//! [`Engine::reconcile`] then does what is needed. It is the same after a failure and after drift. No I/O but the
+//! dataplane's, and time is a parameter.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+    time::Instant,
+};
+
+use lb_common::backend::BackendStats;
+
+use crate::{
+    config::spec::{AdminState, BackendSpec, ServiceSpec, Spec},
+    dataplane::{ApplyError, Dataplane},
+    health::{BackendRef, Health},
+    net::{NextHop, NextHopState},
+    plan::{
+        compile::{CapacityError, Compiled, Compiler, Knowledge, Route},
+        diff::diff,
+        tables::{Op, Tables},
+    },
+};
+
+/// Why the maps are not as they should be; tried again later.
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    /// The configuration does not fit.
+    #[error(transparent)]
+    Capacity(#[from] CapacityError),
+    /// An operation failed; those before it are done.
+    #[error("{0}")]
+    Apply(#[from] ApplyError),
+}
+
+/// See the module.
+pub struct Engine {
+    dataplane: Box<dyn Dataplane>,
+    spec: Arc<Spec>,
+    health: BTreeMap<BackendRef, Health>,
+    next_hops: BTreeMap<IpAddr, NextHopState>,
+    admin: BTreeMap<BackendRef, AdminState>,
+    /// Interfaces that the program is attached to: index and name.
+    devices: BTreeMap<u32, String>,
+    compiler: Compiler,
+    compiled: Compiled,
+    applied: Tables,
+    /// Counters of backends that left, by service.
+    left_behind: BTreeMap<Arc<str>, BackendStats>,
+    /// Of which service each id in the maps is.
+    services_of: BTreeMap<u16, Arc<str>>,
+}
+
+impl Engine {
+    /// Knows nothing of the network and of health yet. `dataplane` is empty.
+    pub fn new(spec: Arc<Spec>, dataplane: Box<dyn Dataplane>) -> Self {
+        Self {
+            compiler: Compiler::new(&spec.limits),
+            dataplane,
+            spec,
+            health: BTreeMap::new(),
+            next_hops: BTreeMap::new(),
+            admin: BTreeMap::new(),
+            devices: BTreeMap::new(),
+            compiled: Compiled { tables: Tables::default(), services: Vec::new() },
+            applied: Tables::default(),
+            left_behind: BTreeMap::new(),
+            services_of: BTreeMap::new(),
+        }
+    }
+
+    /// The configuration wanted.
+    pub fn spec(&self) -> &Arc<Spec> {
+        &self.spec
+    }
+
+    /// What the last reconciliation compiled.
+    pub fn compiled(&self) -> &Compiled {
+        &self.compiled
+    }
+
+    /// What is in the maps, as far as is known.
+    pub fn applied(&self) -> &Tables {
+        &self.applied
+    }
+
+    /// The maps.
+    pub fn dataplane(&self) -> &dyn Dataplane {
+        &*self.dataplane
+    }
+
+    /// Another configuration is wanted. What is known of backends that are in both stays known.
+    pub fn set_spec(&mut self, spec: Arc<Spec>) {
+        let known: BTreeSet<BackendRef> = backend_refs(&spec).collect();
+        self.health.retain(|key, _| known.contains(key));
+        // The file wins where it changes a backend that an operator had put into another state.
+        let old = states(&self.spec);
+        let new = states(&spec);
+        self.admin.retain(|key, _| new.get(key).is_some_and(|state| old.get(key) == Some(state)));
+        self.spec = spec;
+    }
+
+    /// A verdict.
+    pub fn set_health(&mut self, key: BackendRef, health: Health) {
+        self.health.insert(key, health);
+    }
+
+    /// The next hops of all wanted addresses.
+    pub fn set_next_hops(&mut self, next_hops: BTreeMap<IpAddr, NextHopState>) {
+        self.next_hops = next_hops;
+    }
+
+    /// The interfaces that the program is attached to.
+    pub fn set_devices(&mut self, devices: BTreeMap<u32, String>) {
+        self.devices = devices;
+    }
+
+    /// An operator's word, until the file says otherwise.
+    pub fn set_admin(&mut self, key: BackendRef, state: AdminState) {
+        self.admin.insert(key, state);
+    }
+
+    /// The administrative state in force.
+    pub fn admin(&self, service: &ServiceSpec, backend: &BackendSpec) -> AdminState {
+        self.admin.get(&backend_ref(service, backend)).copied().unwrap_or(backend.state)
+    }
+
+    /// Why packets cannot be sent to a backend, if they cannot.
+    pub fn obstacle(&self, address: IpAddr) -> Option<String> {
+        match self.next_hops.get(&address) {
+            None | Some(NextHopState::Pending) => Some("its next hop is not known yet".into()),
+            Some(NextHopState::Unreachable(why)) => Some(format!("{address} {why}")),
+            Some(NextHopState::Resolved(hop)) if !self.devices.contains_key(&hop.ifindex) => Some(format!(
+                "{address} is behind {}, which is not among `interfaces`; add it there",
+                hop.interface
+            )),
+            Some(NextHopState::Resolved(_)) => None,
+        }
+    }
+
+    /// Whether all wanted next hops have been answered, one way or the other.
+    pub fn next_hops_settled(&self) -> bool {
+        let pending = |b: &BackendSpec| {
+            matches!(self.next_hops.get(&b.address), None | Some(NextHopState::Pending))
+        };
+        !self.spec.services.iter().flat_map(|s| &s.backends).any(pending)
+    }
+
+    /// Makes the maps what they should be. Answers how many operations that took.
+    pub fn reconcile(&mut self, now: Instant) -> Result<usize, ReconcileError> {
+        let mut compiler = std::mem::replace(&mut self.compiler, Compiler::new(&self.spec.limits));
+        let compiled = self.compile(&mut compiler, &self.spec, now);
+        self.compiler = compiler;
+        self.compiled = compiled?;
+        for (service, compiled) in self.spec.services.iter().zip(&self.compiled.services) {
+            for backend in &compiled.backends {
+                self.services_of.insert(backend.id, Arc::clone(&service.name));
+            }
+        }
+        let ops = diff(&self.applied, &self.compiled.tables);
+        for op in &ops {
+            self.apply(op)?;
+        }
+        self.compiler.settle(&self.applied, now);
+        Ok(ops.len())
+    }
+
+    fn apply(&mut self, op: &Op) -> Result<(), ApplyError> {
+        tracing::debug!(%op, "apply");
+        self.dataplane.apply(op)?;
+        op.apply_to(&mut self.applied);
+        if let Op::DeleteBackend(id) = op {
+            // Its counters stay readable until the id is given away again.
+            let last = self.dataplane.backend_stats(&[*id])?;
+            if let (Some(service), Some(last)) = (self.services_of.remove(id), last.first()) {
+                let sum = self.left_behind.entry(service).or_default();
+                *sum = add(*sum, *last);
+            }
+        }
+        Ok(())
+    }
+
+    /// Compiles a spec with what is known, without touching the maps.
+    fn compile(&self, compiler: &mut Compiler, spec: &Spec, now: Instant) -> Result<Compiled, CapacityError> {
+        let devices = self.devices.keys().copied().collect();
+        compiler.compile(spec, &devices, &|service, backend| self.knowledge(service, backend), now)
+    }
+
+    /// What the tables would be with another spec; the maps and this engine stay as they are.
+    pub fn preview(&self, spec: &Spec, now: Instant) -> Result<Compiled, CapacityError> {
+        self.compile(&mut self.compiler.clone(), spec, now)
+    }
+
+    fn knowledge(&self, service: &ServiceSpec, backend: &BackendSpec) -> Knowledge {
+        Knowledge {
+            admin: self.admin(service, backend),
+            is_up: self.health.get(&backend_ref(service, backend)) == Some(&Health::Up),
+            route: self.route(backend.address),
+        }
+    }
+
+    fn route(&self, address: IpAddr) -> Option<Route> {
+        let Some(NextHopState::Resolved(NextHop { ifindex, mac, source_mac, source, .. })) =
+            self.next_hops.get(&address)
+        else {
+            return None;
+        };
+        self.devices.contains_key(ifindex).then_some(Route {
+            ifindex: *ifindex,
+            next_hop: *mac,
+            own: *source_mac,
+            outer_source: *source,
+        })
+    }
+
+    /// Compares with the maps themselves. Answers what differed; what is believed is then what is there, and
+    /// reconciling mends it.
+    pub fn check_drift(&mut self) -> Result<Vec<Op>, ApplyError> {
+        let actual = self.dataplane.snapshot(&self.applied)?;
+        let repairs = diff(&actual, &self.applied);
+        self.applied = actual;
+        Ok(repairs)
+    }
+
+    /// Counters of the backends that a service no longer has.
+    pub fn left_behind(&self, service: &str) -> BackendStats {
+        self.left_behind.get(service).copied().unwrap_or_default()
+    }
+
+    /// Packets sent to backends of all services that are gone, and to gone backends of those that are not.
+    pub fn left_behind_packets(&self) -> u64 {
+        self.left_behind.values().map(|sum| sum.packets).sum()
+    }
+}
+
+/// Every backend of a spec.
+pub fn backend_refs(spec: &Spec) -> impl Iterator<Item = BackendRef> + '_ {
+    spec.services.iter().flat_map(|service| service.backends.iter().map(move |b| backend_ref(service, b)))
+}
+
+/// The name of a backend.
+pub fn backend_ref(service: &ServiceSpec, backend: &BackendSpec) -> BackendRef {
+    BackendRef { service: Arc::clone(&service.name), backend: Arc::clone(&backend.name) }
+}
+
+fn states(spec: &Spec) -> BTreeMap<BackendRef, AdminState> {
+    spec.services.iter().flat_map(|s| s.backends.iter().map(move |b| (backend_ref(s, b), b.state))).collect()
+}
+
+/// The sum of two counters.
+pub fn add(a: BackendStats, b: BackendStats) -> BackendStats {
+    BackendStats {
+        packets: a.packets + b.packets,
+        bytes: a.bytes + b.bytes,
+        connections: a.connections + b.connections,
+        reserved: 0,
+    }
+}

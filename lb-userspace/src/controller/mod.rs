@@ -1,0 +1,416 @@
+//! The controller: one task that owns the dataplane. Others send it messages; it notes what they say, and then
+//! reconciles once for all of them.
+//!
+//! ```text
+//! file, SIGHUP --+
+//! verdicts ------+--> note --> Engine::reconcile --> maps
+//! next hops -----+                 |
+//! requests ------+                 +-- failed: again, with a capped back-off
+//! ```
+//!
+//! `engine.rs` is the way from knowledge to maps, `attach.rs` the interfaces, `reload.rs` what a new file changes,
+//! `status.rs` what is shown, `counters.rs` rates, `start.rs` the order of starting and leaving.
+
+pub mod attach;
+pub mod counters;
+pub mod engine;
+pub mod reload;
+pub mod start;
+mod status;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime},
+};
+
+use self::{
+    attach::{Attach, Attachments, Change},
+    counters::Counters,
+    engine::{Engine, backend_ref},
+};
+use crate::{
+    api::{
+        events::EventLog,
+        handle::{AdminError, Request},
+        model::{AdminReply, ConfigStatus, ControllerStatus, EventKind, PlanReply, ReloadReply, Status},
+    },
+    config::{
+        self, Loaded,
+        consent::{self, Consent},
+        spec::{AdminState, Check, Spec},
+    },
+    health::{BackendRef, Health, HealthChecks, HealthEvent, Target},
+    net::{LinkInfo, NetEvent, NetHandle, NextHopState},
+};
+
+/// The first retry after a failed operation comes after so long; each further one after twice as long.
+const RETRY_FIRST: Duration = Duration::from_millis(50);
+/// Retries are no further apart.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// The controller's state. Not generic over what attaches, so that tests can stand in for the kernel.
+pub struct Controller {
+    engine: Engine,
+    attach: Box<dyn Attach>,
+    attachments: Attachments,
+    links: BTreeMap<String, LinkInfo>,
+    checks: HealthChecks,
+    net: NetHandle,
+    config_path: PathBuf,
+    generation: u64,
+    reloads: u64,
+    last_error: Option<String>,
+    held: Vec<String>,
+    events: EventLog,
+    counters: Counters,
+    started: Instant,
+    retry_at: Option<Instant>,
+    retry_delay: Duration,
+    /// The last failure, so that it is said once.
+    failure: Option<String>,
+}
+
+impl Controller {
+    /// With a first valid configuration; nothing is attached or probed yet.
+    pub fn new(
+        loaded: &Loaded,
+        engine: Engine,
+        attach: Box<dyn Attach>,
+        checks: HealthChecks,
+        net: NetHandle,
+        now: Instant,
+    ) -> Self {
+        let mut controller = Self {
+            engine,
+            attach,
+            attachments: Attachments::default(),
+            links: BTreeMap::new(),
+            checks,
+            net,
+            config_path: loaded.file.clone(),
+            generation: 1,
+            reloads: 0,
+            last_error: None,
+            held: Vec::new(),
+            events: EventLog::new(now),
+            counters: Counters::default(),
+            started: now,
+            retry_at: None,
+            retry_delay: RETRY_FIRST,
+            failure: None,
+        };
+        controller.follow_spec();
+        controller
+    }
+
+    /// The configuration in force.
+    pub fn spec(&self) -> &Arc<Spec> {
+        self.engine.spec()
+    }
+
+    /// Notes an event and logs it.
+    pub fn event(&mut self, kind: EventKind, about: Option<&BackendRef>, text: String) {
+        match about {
+            Some(backend) => tracing::info!(%kind, %backend, "{text}"),
+            None => tracing::info!(%kind, "{text}"),
+        }
+        let names = (about.map(|b| &*b.service), about.map(|b| &*b.backend));
+        self.events.push((Instant::now(), SystemTime::now()), kind, names, text);
+    }
+
+    /// Probes and next hops follow the configuration.
+    fn follow_spec(&mut self) {
+        let spec = Arc::clone(self.engine.spec());
+        let addresses: BTreeSet<_> = spec.services.iter().flat_map(|s| &s.backends).map(|b| b.address).collect();
+        self.net.set_wanted(addresses);
+        let mut targets = Vec::new();
+        for service in &spec.services {
+            let health = Arc::new(service.health.clone());
+            for backend in &service.backends {
+                // A disabled server may be switched off; probing it tells nothing that anyone wants to know.
+                if self.engine.admin(service, backend) != AdminState::Disabled {
+                    targets.push(Target {
+                        key: backend_ref(service, backend),
+                        address: backend.address,
+                        spec: Arc::clone(&health),
+                        initial: None,
+                    });
+                }
+            }
+        }
+        self.checks.set_targets(targets);
+        self.follow_interfaces();
+    }
+
+    /// Attachments follow the configuration and what interfaces there are.
+    fn follow_interfaces(&mut self) -> Vec<Change> {
+        let spec = Arc::clone(self.engine.spec());
+        let changes = self.attachments.update(&spec.interfaces, &self.links, &mut *self.attach);
+        self.engine.set_devices(self.attachments.devices());
+        for change in &changes {
+            self.event(EventKind::Dataplane, None, change.to_string());
+        }
+        changes
+    }
+
+    /// News of the network. Answers what changed of the attachments.
+    pub fn on_net(&mut self, event: NetEvent) -> Vec<Change> {
+        self.links = event.links;
+        let before: BTreeMap<_, _> = self.obstacles();
+        self.engine.set_next_hops(event.next_hops);
+        let changes = self.follow_interfaces();
+        for (address, why) in self.obstacles() {
+            if before.get(&address) != Some(&why) {
+                let text = why.unwrap_or_else(|| format!("{address} can be reached"));
+                self.event(EventKind::Network, None, text);
+            }
+        }
+        changes
+    }
+
+    fn obstacles(&self) -> BTreeMap<std::net::IpAddr, Option<String>> {
+        let spec = self.engine.spec();
+        let addresses = spec.services.iter().flat_map(|s| &s.backends).map(|b| b.address);
+        addresses.map(|address| (address, self.engine.obstacle(address))).collect()
+    }
+
+    /// Verdicts.
+    pub fn on_health(&mut self, news: Vec<HealthEvent>) {
+        for event in news {
+            self.engine.set_health(event.key.clone(), event.health);
+            if event.changed {
+                let detail = event.detail.as_str();
+                let detail = if detail.is_empty() { String::new() } else { format!(", {detail}") };
+                let word = match event.health {
+                    Health::Up => "up",
+                    Health::Down => "down",
+                    Health::Unknown => "unknown",
+                };
+                self.event(EventKind::Health, Some(&event.key), format!("{word}: {}{detail}", event.reason));
+            }
+        }
+    }
+
+    /// Whether every backend has had a verdict and every next hop an answer.
+    pub fn is_settled(&self) -> bool {
+        self.checks.pending() == 0 && self.engine.next_hops_settled()
+    }
+
+    /// Whether every backend has had a verdict.
+    pub fn has_verdicts(&self) -> bool {
+        self.checks.pending() == 0
+    }
+
+    /// Brings the maps in line with what is known. A failure is retried later, see [`Self::retry_at`].
+    pub fn reconcile(&mut self, now: Instant) -> bool {
+        match self.engine.reconcile(now) {
+            Ok(_) => {
+                if self.failure.take().is_some() {
+                    self.event(EventKind::Dataplane, None, "the maps are as they should be again".into());
+                }
+                (self.retry_at, self.retry_delay) = (None, RETRY_FIRST);
+                true
+            }
+            Err(error) => {
+                let text = format!("{error}; the tables before it stay in force, and it is tried again");
+                if self.failure.as_ref() != Some(&text) {
+                    self.event(EventKind::Dataplane, None, text.clone());
+                    self.failure = Some(text);
+                }
+                self.retry_at = Some(now + self.retry_delay);
+                self.retry_delay = (self.retry_delay * 2).min(RETRY_MAX);
+                false
+            }
+        }
+    }
+
+    /// When to reconcile again although nothing happened.
+    pub fn retry_at(&self) -> Option<Instant> {
+        self.retry_at
+    }
+
+    /// Once a second: a reading of the counters.
+    pub fn read_counters(&mut self, now: Instant) {
+        let ids: Vec<u16> = self.engine.applied().backends.keys().copied().collect();
+        match self.engine.dataplane().backend_stats(&ids) {
+            Ok(stats) => self.counters.add(now, ids.into_iter().zip(stats).collect()),
+            Err(error) => tracing::warn!(%error, "read the counters"),
+        }
+    }
+
+    /// Compares with the kernel's maps; what differs is reported, and mended by the reconciliation that follows.
+    pub fn check_drift(&mut self) {
+        match self.engine.check_drift() {
+            Ok(repairs) => {
+                for op in repairs {
+                    self.event(EventKind::Dataplane, None, format!("drift: the maps were changed from outside; repair: {op}"));
+                }
+            }
+            Err(error) => tracing::warn!(%error, "compare the maps"),
+        }
+    }
+
+    /// A new content of the file, or a wish to read it again.
+    pub fn reload(&mut self, content: Result<Loaded, String>, consent: Consent, now: Instant) -> ReloadReply {
+        self.reloads += 1;
+        let mut reply = ReloadReply { generation: self.generation, ..ReloadReply::default() };
+        match content {
+            Err(error) => {
+                self.event(EventKind::Config, None, format!("refused: {}", first_line(&error)));
+                self.last_error = Some(error.clone());
+                reply.errors.push(error);
+            }
+            Ok(loaded) => {
+                reply.warnings = loaded.warnings.iter().map(ToString::to_string).collect();
+                self.apply_loaded(loaded, consent, now, &mut reply);
+            }
+        }
+        reply.generation = self.generation;
+        reply
+    }
+
+    fn apply_loaded(&mut self, loaded: Loaded, consent: Consent, now: Instant, reply: &mut ReloadReply) {
+        let old = Arc::clone(self.engine.spec());
+        let held = consent::held(&old, &loaded.spec, |service| self.has_traffic(service));
+        reply.held = held.iter().filter(|h| h.needs() > consent).map(ToString::to_string).collect();
+        if !reply.held.is_empty() {
+            let text = format!("held: the file {}", reply.held.join("; it "));
+            self.event(EventKind::Config, None, text.clone());
+            self.last_error = Some(text);
+            self.held.clone_from(&reply.held);
+            return;
+        }
+        let after = match self.engine.preview(&loaded.spec, now) {
+            Ok(after) => after,
+            Err(error) => {
+                self.event(EventKind::Config, None, format!("refused: {error}"));
+                self.last_error = Some(error.to_string());
+                reply.errors.push(error.to_string());
+                return;
+            }
+        };
+        let plan = reload::plan(&old, &loaded.spec, self.engine.compiled(), &after, |_| false);
+        reply.changes = reload::lines(&plan);
+        if old.admin != loaded.spec.admin {
+            reply.warnings.push("a change of `admin` takes effect at the next start".into());
+        }
+        (self.last_error, reply.applied) = (None, true);
+        self.held.clear();
+        if *old == loaded.spec {
+            return;
+        }
+        self.generation += 1;
+        let changes = if reply.changes.is_empty() { "no service changed".into() } else { reply.changes.join("; ") };
+        self.event(EventKind::Config, None, format!("generation {}: {changes}", self.generation));
+        self.engine.set_spec(Arc::new(loaded.spec));
+        self.follow_spec();
+        self.reconcile(now);
+    }
+
+    /// Whether a service had packets in the last few seconds.
+    fn has_traffic(&self, service: &str) -> bool {
+        let compiled = self.engine.compiled().services.iter().find(|s| &*s.name == service);
+        compiled.into_iter().flat_map(|s| &s.backends).any(|b| self.counters.rates(b.id).is_some_and(|r| r.packets > 0.0))
+    }
+
+    fn plan(&self, file_name: &str, text: &str, now: Instant) -> PlanReply {
+        let loaded = match config::parse(text, file_name.as_ref()) {
+            Ok(loaded) => loaded,
+            Err(errors) => return PlanReply { errors: vec![errors.to_string()], ..PlanReply::default() },
+        };
+        let old = self.engine.spec();
+        match self.engine.preview(&loaded.spec, now) {
+            Ok(after) => {
+                let compiled = self.engine.compiled();
+                let plan = reload::plan(old, &loaded.spec, compiled, &after, |s| self.has_traffic(s));
+                PlanReply { warnings: loaded.warnings.iter().map(ToString::to_string).collect(), ..plan }
+            }
+            Err(error) => PlanReply { errors: vec![error.to_string()], ..PlanReply::default() },
+        }
+    }
+
+    fn set_admin(&mut self, service: &str, backend: &str, state: AdminState, now: Instant) -> Result<AdminReply, AdminError> {
+        let spec = Arc::clone(self.engine.spec());
+        let found = spec.services.iter().find(|s| &*s.name == service);
+        let service = found.ok_or_else(|| AdminError::NotFound(format!("there is no service `{service}`")))?;
+        let found = service.backends.iter().find(|b| &*b.name == backend);
+        let backend = found.ok_or_else(|| {
+            AdminError::NotFound(format!("service `{}` has no backend `{backend}`", service.name))
+        })?;
+        let key = backend_ref(service, backend);
+        let changed = self.engine.admin(service, backend) != state;
+        let mut notes = Vec::new();
+        if changed {
+            self.event(EventKind::Admin, Some(&key), format!("state {state}"));
+            self.engine.set_admin(key, state);
+            self.follow_spec();
+            self.reconcile(now);
+            let compiled = self.engine.compiled().services.iter().find(|s| s.name == service.name);
+            if compiled.is_some_and(|s| s.backends.iter().all(|b| !b.eligible)) {
+                notes.push(format!("service {} has no eligible backend now", service.name));
+            }
+        }
+        Ok(AdminReply { changed, state, notes })
+    }
+
+    /// Answers a question. Whoever asked may be gone by now; that is no error.
+    pub fn on_request(&mut self, request: Request, now: Instant) {
+        match request {
+            Request::Status(reply) => drop(reply.send(self.status(now))),
+            Request::Reload { consent, reply } => {
+                let content = config::load(&self.config_path).map_err(|e| e.to_string());
+                let answer = self.reload(content, agreed(consent), now);
+                drop(reply.send(answer));
+            }
+            Request::Plan { file_name, text, reply } => drop(reply.send(self.plan(&file_name, &text, now))),
+            Request::SetAdmin { service, backend, state, reply } => {
+                drop(reply.send(self.set_admin(&service, &backend, state, now)));
+            }
+            Request::Events { since, reply } => drop(reply.send(self.events.since(since))),
+        }
+    }
+
+    /// What is going on, with counters as they are now.
+    pub fn status(&mut self, now: Instant) -> Status {
+        self.read_counters(now);
+        let services = status::services(&self.engine, &self.checks.view(), &self.counters, now);
+        let present = self.engine.applied().backends.keys().map(|id| self.counters.last(*id).packets);
+        let sent = present.sum::<u64>() + self.engine.left_behind_packets();
+        let counted = self.engine.dataplane().outcomes().unwrap_or_else(|error| {
+            tracing::warn!(%error, "read the counters");
+            Default::default()
+        });
+        Status {
+            config: ConfigStatus {
+                path: self.config_path.display().to_string(),
+                generation: self.generation,
+                reloads: self.reloads,
+                last_error: self.last_error.clone(),
+                held: self.held.clone(),
+            },
+            interfaces: status::interfaces(&self.attachments),
+            services,
+            outcomes: status::outcomes(&counted, sent),
+            controller: ControllerStatus {
+                version: env!("CARGO_PKG_VERSION").into(),
+                uptime_s: now.saturating_duration_since(self.started).as_secs_f64(),
+                pid: std::process::id(),
+            },
+        }
+    }
+}
+
+fn agreed(consent: crate::api::handle::Consent) -> Consent {
+    use crate::api::handle::Consent as Api;
+    match consent {
+        Api::Nothing => Consent::None,
+        Api::Removals => Consent::Reload,
+        Api::Everything => Consent::Force,
+    }
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}

@@ -103,6 +103,8 @@ impl Drop for Task {
 struct Shared {
     probe: ProbeFn,
     permits: Semaphore,
+    /// Where ticks are counted from.
+    origin: Instant,
     /// Rings when the book has unread news or is closed.
     news: Notify,
     book: Mutex<Book>,
@@ -119,6 +121,7 @@ impl HealthChecks {
         let shared = Arc::new(Shared {
             probe,
             permits: Semaphore::new(IN_FLIGHT),
+            origin: Instant::now(),
             news: Notify::new(),
             book: Mutex::default(),
         });
@@ -239,7 +242,9 @@ impl Job {
             let seen = self.probe_once().await;
             drop(permit);
             let Some(interval) = self.record(seen) else { return };
-            due = started + schedule::jittered(interval);
+            let next = started + schedule::jittered(interval);
+            let origin = self.shared.origin;
+            due = origin + schedule::on_tick(next.saturating_duration_since(origin), interval);
         }
     }
 

@@ -10,6 +10,8 @@ const FAST_FLOOR: Duration = Duration::from_millis(100);
 const FIRST_SPREAD: Duration = Duration::from_millis(200);
 /// And of many over this for each, so that no more than 500 start in a second.
 const FIRST_SPREAD_EACH: Duration = Duration::from_millis(2);
+/// Probes at long intervals start on multiples of this.
+const TICK: Duration = Duration::from_millis(10);
 /// Every interval is stretched or shrunk by up to this share of itself.
 const JITTER: f64 = 0.1;
 
@@ -21,6 +23,16 @@ pub fn fast_interval(interval: Duration) -> Duration {
 /// `interval` +- 10 %, evenly distributed.
 pub fn jittered(interval: Duration) -> Duration {
     interval.mul_f64(1.0 - JITTER + 2.0 * JITTER * fastrand::f64())
+}
+
+/// Moves a start, counted from any common origin, to the nearest tick if that is a small part of `interval`: probes
+/// that are due at almost the same time share one wake-up.
+pub fn on_tick(due: Duration, interval: Duration) -> Duration {
+    if interval < TICK * 50 {
+        return due;
+    }
+    let ticks = (due + TICK / 2).as_nanos() / TICK.as_nanos();
+    u32::try_from(ticks).map_or(due, |ticks| TICK * ticks)
 }
 
 /// When the first probe of backend `index` of `count` new ones starts, counted from now.
@@ -82,7 +94,19 @@ mod tests {
         let draws: Vec<_> = (0..1000).map(|_| jittered(ms(1000))).collect();
         assert!(draws.iter().all(|d| (ms(900)..=ms(1100)).contains(d)));
         let (low, high) = (draws.iter().min().unwrap(), draws.iter().max().unwrap());
-        assert!(*high - *low > ms(150), "{low:?} to {high:?}");
+        assert!(high.abs_diff(*low) > ms(150), "{low:?} to {high:?}");
+    }
+
+    #[test]
+    fn long_intervals_keep_to_the_tick_and_short_ones_are_exact() {
+        for (due, interval, moved) in
+            [(1234, 2000, 1230), (1235, 2000, 1240), (1239, 500, 1240), (1239, 499, 1239), (0, 2000, 0)]
+        {
+            assert_eq!(on_tick(ms(due), ms(interval)), ms(moved), "{due} {interval}");
+        }
+        // Past what 32 bits of ticks hold (497 days), starts are exact.
+        let late = Duration::from_hours(500 * 24) + ms(1);
+        assert_eq!(on_tick(late, ms(2000)), late);
     }
 
     #[test]

@@ -121,7 +121,7 @@ async fn intervals_are_jittered_and_a_quarter_while_wavering() {
     while script.asked(1).len() < 8 {
         sleep(ms(100)).await;
     }
-    let (slow, fast) = (ms(1799)..=ms(2202), ms(449)..=ms(552));
+    let (slow, fast) = (ms(1790)..=ms(2210), ms(440)..=ms(560));
     let seen = gaps(&script.asked(1));
     for (index, gap) in seen.iter().take(7).enumerate() {
         // After the fourth and the fifth result it is changing its mind.

@@ -218,7 +218,7 @@ proptest! {
             1..120,
         ),
     ) {
-        let spec = HealthSpec { rise, fall, ..spec() };
+        let spec = HealthSpec { fall, rise, ..spec() };
         let mut tracker = Tracker::new(&spec, Instant::now());
         for end in 1..=history.len() {
             let before = tracker.clone();

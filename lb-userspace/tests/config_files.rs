@@ -70,7 +70,11 @@ fn every_bad_file_has_its_message() {
         let text = fs::read_to_string(&path).expect("read");
         let said = match parse(&text, Path::new(&format!("bad/{name}.yaml"))) {
             Ok(_) => panic!("bad/{name}.yaml is valid"),
-            Err(errors) => format!("{errors}\n\none line: {}", errors.one_line()),
+            Err(errors) => {
+                let unmended = errors.errors.iter().find(|error| error.help.is_none());
+                assert_eq!(unmended, None, "{name}: an error without a mend");
+                format!("{errors}\n\none line: {}", errors.one_line())
+            }
         };
         let check = || {
             insta::with_settings!({snapshot_path => "snapshots/bad", prepend_module_to_snapshot => false, omit_expression => true}, {

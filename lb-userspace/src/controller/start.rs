@@ -1,0 +1,277 @@
+//! Starting, running and leaving, in order. What can fail for a user's reasons comes first and leaves no trace.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, oneshot},
+    time::{MissedTickBehavior, interval, sleep_until},
+};
+
+use super::{
+    Controller,
+    attach::{Attach, Change},
+    engine::Engine,
+};
+use crate::{
+    api::{
+        handle::{self, ControllerMailbox},
+        model::EventKind,
+        server::{Limits, Server},
+    },
+    config::{
+        self, Loaded,
+        consent::{self, Consent},
+        spec::XdpMode,
+        watch::{FileEvent, Stillness, Watcher},
+    },
+    dataplane::bpf::{self, AttachError, Attached, BpfProgram},
+    health::{HealthChecks, HealthEvents},
+    logging,
+    net::{NetEvent, NetWatch, nic},
+};
+
+/// `ready` waits for next hops at most this long after the first verdicts.
+const NEXT_HOPS_LIMIT: Duration = Duration::from_secs(1);
+/// `ready` waits for verdicts at most this long: a probe that fails for our own reasons never gives one.
+const VERDICTS_LIMIT: Duration = Duration::from_secs(60);
+/// A watched change that only removes waits until the file has been still for so long.
+const REMOVAL_STILLNESS: Duration = Duration::from_millis(500);
+/// Between comparisons with the kernel's maps.
+const DRIFT_TICKS: u64 = 10;
+
+/// What `xlb run` was asked for.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The file.
+    pub config: PathBuf,
+    /// Instead of the file's `admin.socket`.
+    pub socket: Option<PathBuf>,
+}
+
+impl Attach for BpfProgram {
+    fn attach(&mut self, ifindex: u32, mode: XdpMode) -> Result<Attached, AttachError> {
+        Self::attach(self, ifindex, mode)
+    }
+
+    fn detach(&mut self, ifindex: u32) {
+        Self::detach(self, ifindex);
+    }
+}
+
+/// Runs the controller until SIGTERM or SIGINT.
+pub async fn run(options: &Options) -> Result<()> {
+    // Before the file is read: a change after the reading is seen then.
+    let watcher = Watcher::new(&options.config).context("watch the configuration file")?;
+    let mut loaded = config::load(&options.config)?;
+    if let Some(socket) = &options.socket {
+        loaded.spec.admin.socket.clone_from(socket);
+    }
+    for warning in &loaded.warnings {
+        tracing::warn!("{}: {}", warning.place(), warning.message);
+    }
+    let server = Server::bind(&loaded.spec.admin, Limits::default())?;
+    let signals = Signals::new()?;
+    let spec = Arc::new(loaded.spec.clone());
+    let (maps, program) = bpf::load(&spec.limits)?;
+    let (net, mut net_events) = NetWatch::spawn().context("watch the network by netlink")?;
+    let (checks, health_events) = HealthChecks::new();
+    let engine = Engine::new(spec, Box::new(maps));
+    let mut controller = Controller::new(&loaded, engine, Box::new(program), checks, net, Instant::now());
+
+    let first = net_events.recv().await.context("read interfaces and routes by netlink")?;
+    warn_about_interfaces(&loaded, &first);
+    for change in controller.on_net(first) {
+        if let Change::Failed { name, why } = change {
+            return Err(anyhow::Error::new(why).context(format!("attach to interface {name}")));
+        }
+    }
+    controller.reconcile(Instant::now());
+    let (handle, mailbox) = handle::channel();
+    let (stop, stopped) = oneshot::channel::<()>();
+    let serving = tokio::spawn(server.run(handle, async { drop(stopped.await) }));
+    Loop { options, controller, watcher, signals, net_events, health_events, mailbox, pending: None }.run().await;
+    tracing::info!("leaving: the data path is detached");
+    drop(stop);
+    drop(serving.await);
+    Ok(())
+}
+
+/// What will bite later is said at the start.
+fn warn_about_interfaces(loaded: &Loaded, event: &NetEvent) {
+    for interface in &loaded.spec.interfaces {
+        if let Some(link) = event.links.get(&interface.name) {
+            for warning in nic::warnings(link) {
+                tracing::warn!("{warning}");
+            }
+        }
+    }
+}
+
+struct Signals {
+    hangup: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let listen = |kind| signal(kind).context("listen for signals");
+        Ok(Self {
+            hangup: listen(SignalKind::hangup())?,
+            terminate: listen(SignalKind::terminate())?,
+            interrupt: listen(SignalKind::interrupt())?,
+        })
+    }
+}
+
+/// Everything that the controller listens to.
+struct Loop<'a> {
+    options: &'a Options,
+    controller: Controller,
+    watcher: Watcher,
+    signals: Signals,
+    net_events: mpsc::Receiver<NetEvent>,
+    health_events: HealthEvents,
+    mailbox: ControllerMailbox,
+    /// A watched change that only removes, waiting for the file to be still.
+    pending: Option<(Loaded, Stillness)>,
+}
+
+impl Loop<'_> {
+    async fn run(mut self) {
+        let started = Instant::now();
+        let mut ready = false;
+        let mut tick = interval(Duration::from_secs(1));
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = 0u64;
+        loop {
+            let retry = wake_at(&self.controller, ready, started);
+            tokio::select! {
+                biased;
+                _ = self.signals.terminate.recv() => return,
+                _ = self.signals.interrupt.recv() => return,
+                Some(news) = self.health_events.recv() => self.controller.on_health(news),
+                Some(event) = self.net_events.recv() => drop(self.controller.on_net(event)),
+                Some(request) = self.mailbox.requests.recv() => {
+                    self.controller.on_request(request, Instant::now());
+                    continue;
+                }
+                _ = self.signals.hangup.recv() => self.read_file(),
+                event = self.watcher.changed() => self.on_file(event),
+                () = still(&mut self.pending) => self.on_still(),
+                _ = tick.tick() => {
+                    self.controller.read_counters(Instant::now());
+                    ticks += 1;
+                    if ticks % DRIFT_TICKS != 0 {
+                        continue;
+                    }
+                    self.controller.check_drift();
+                }
+                () = sleep_until(retry.into()) => {}
+            }
+            let now = Instant::now();
+            let clean = self.controller.reconcile(now);
+            if !ready && clean && is_ready(&self.controller, now - started) {
+                ready = true;
+                self.announce();
+            }
+        }
+    }
+
+    fn announce(&mut self) {
+        let spec = Arc::clone(self.controller.spec());
+        let backends: usize = spec.services.iter().map(|s| s.backends.len()).sum();
+        self.controller.event(EventKind::Controller, None, "ready".into());
+        logging::ready_line(&format!("{} services, {backends} backends", spec.services.len()));
+        self.mailbox.ready.send_replace(true);
+        // Without systemd there is nobody to tell.
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    }
+
+    /// SIGHUP: whoever sends it means what the file says.
+    fn read_file(&mut self) {
+        self.pending = None;
+        let content = config::load(&self.options.config).map_err(|e| e.to_string());
+        self.reload(content, Consent::Reload);
+    }
+
+    fn on_file(&mut self, event: FileEvent) {
+        self.pending = None;
+        let FileEvent { content, still } = event;
+        let parsed = content
+            .map_err(|why| why.to_string())
+            .and_then(|text| config::parse(&text, &self.options.config).map_err(|e| e.to_string()));
+        match parsed {
+            // A half-written file can look like one with less in it, or with a shorter last word.
+            Ok(loaded) if consent::only_removes(self.controller.spec(), &loaded.spec) || loaded.ends_within_a_line() => {
+                self.pending = Some((loaded, still));
+            }
+            content => self.reload(content, Consent::None),
+        }
+    }
+
+    fn on_still(&mut self) {
+        if let Some((loaded, _)) = self.pending.take() {
+            self.reload(Ok(loaded), Consent::None);
+        }
+    }
+
+    fn reload(&mut self, content: Result<Loaded, String>, consent: Consent) {
+        let reply = self.controller.reload(content, consent, Instant::now());
+        for warning in reply.warnings {
+            tracing::warn!("{warning}");
+        }
+        for error in reply.errors {
+            tracing::error!("the configuration is unchanged:\n{error}");
+        }
+    }
+}
+
+/// When to look again although nothing happened.
+fn wake_at(controller: &Controller, ready: bool, started: Instant) -> Instant {
+    let far = Instant::now() + Duration::from_secs(3600);
+    let limit = if ready {
+        far
+    } else if controller.has_verdicts() {
+        // Next hops may still be waited for: looked at again soon.
+        Instant::now() + Duration::from_millis(50)
+    } else {
+        started + VERDICTS_LIMIT
+    };
+    controller.retry_at().map_or(limit, |retry| retry.min(limit))
+}
+
+fn is_ready(controller: &Controller, elapsed: Duration) -> bool {
+    controller.is_settled()
+        || (controller.has_verdicts() && elapsed >= NEXT_HOPS_LIMIT)
+        || elapsed >= VERDICTS_LIMIT
+}
+
+async fn still(pending: &mut Option<(Loaded, Stillness)>) {
+    match pending {
+        Some((_, stillness)) => stillness.wait(REMOVAL_STILLNESS).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Runs the decapsulator on a server until SIGTERM or SIGINT.
+pub async fn decap(interface: &str, allow: &[(std::net::IpAddr, u8)]) -> Result<()> {
+    let mut signals = Signals::new()?;
+    let mut decap = bpf::Decap::load(allow)?;
+    let native = decap.attach(interface).with_context(|| format!("attach to interface {interface}"))?;
+    logging::ready_line(&format!(
+        "{interface} unwraps IP-in-IP in {} mode",
+        if native { "native" } else { "generic" }
+    ));
+    tokio::select! {
+        _ = signals.terminate.recv() => {}
+        _ = signals.interrupt.recv() => {}
+    }
+    Ok(())
+}

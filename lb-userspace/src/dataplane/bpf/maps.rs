@@ -1,0 +1,191 @@
+//! The maps.
+
+use aya::{
+    Ebpf,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, xdp::DevMapHash},
+};
+use lb_common::{
+    abi::maps,
+    backend::{BACKEND_PRESENT, Backend, BackendStats},
+    outcome::Outcome,
+    service::{Service, ServiceKey4, ServiceKey6},
+    slot::Slot,
+};
+use std::{collections::BTreeSet, error::Error, os::fd::AsFd as _, sync::atomic::Ordering};
+
+use super::error::{LoadError, chain, errno, load_error};
+use crate::{
+    dataplane::{ApplyError, Dataplane, mmap::SlotMemory},
+    plan::tables::{Op, ServiceKey, Tables},
+};
+
+/// The kernel's maps. They live as long as this, or as a program that uses them.
+pub struct BpfMaps {
+    slots: SlotMemory,
+    services4: HashMap<MapData, ServiceKey4, Service>,
+    services6: HashMap<MapData, ServiceKey6, Service>,
+    backends: Array<MapData, Backend>,
+    stats: PerCpuArray<MapData, BackendStats>,
+    outcomes: PerCpuArray<MapData, u64>,
+    devices: DevMapHash<MapData>,
+    present: BTreeSet<u16>,
+    cpus: usize,
+}
+
+impl BpfMaps {
+    /// Takes the maps out of a loaded object.
+    pub(super) fn take(ebpf: &mut Ebpf, slots: u32) -> Result<Self, LoadError> {
+        let cpus = aya::util::nr_cpus().map_err(|(what, e)| LoadError::Kernel {
+            what: what.into(),
+            reason: e.to_string(),
+            hint: "",
+        })?;
+        Ok(Self {
+            slots: map_slots(ebpf, slots)?,
+            services4: map(ebpf, maps::SERVICES4)?,
+            services6: map(ebpf, maps::SERVICES6)?,
+            backends: map(ebpf, maps::BACKENDS)?,
+            stats: map(ebpf, maps::BACKEND_STATS)?,
+            outcomes: map(ebpf, maps::OUTCOMES)?,
+            devices: map(ebpf, maps::DEVICES)?,
+            present: BTreeSet::new(),
+            cpus,
+        })
+    }
+
+    fn try_apply(&mut self, op: &Op) -> Result<(), String> {
+        let text = |e: MapError| chain(&e);
+        match op {
+            Op::PutDevice(ifindex) => {
+                self.devices.insert(*ifindex, *ifindex, None, 0).map_err(|e| chain(&e))?;
+            }
+            Op::PutBackend(id, backend) => {
+                if self.present.insert(*id) {
+                    self.reset_stats(*id).map_err(text)?;
+                }
+                self.backends.set(u32::from(*id), backend, 0).map_err(text)?;
+            }
+            Op::WriteRing(base, ring) => self.store(*base, (0..).zip(ring.iter().copied()))?,
+            Op::WriteSlots(base, changes) => self.store(*base, changes.iter().copied())?,
+            Op::PutService(ServiceKey::V4(key), service) => {
+                self.services4.insert(key, service, 0).map_err(text)?
+            }
+            Op::PutService(ServiceKey::V6(key), service) => {
+                self.services6.insert(key, service, 0).map_err(text)?
+            }
+            Op::DeleteService(ServiceKey::V4(key)) => gone_is_fine(self.services4.remove(key))?,
+            Op::DeleteService(ServiceKey::V6(key)) => gone_is_fine(self.services6.remove(key))?,
+            Op::ClearRing(base, size) => self.store(*base, (0..*size).map(|i| (i, Slot::EMPTY)))?,
+            Op::DeleteBackend(id) => {
+                self.backends.set(u32::from(*id), Backend::NONE, 0).map_err(text)?;
+                self.present.remove(id);
+            }
+            Op::DeleteDevice(ifindex) => gone_is_fine(self.devices.remove(*ifindex))?,
+        }
+        Ok(())
+    }
+
+    fn store(&self, base: u32, slots: impl Iterator<Item = (u32, Slot)>) -> Result<(), String> {
+        for (index, slot) in slots {
+            self.slots.store(base + index, slot.to_word()).ok_or("the slot lies outside of limits.slots")?;
+        }
+        Ok(())
+    }
+
+    fn reset_stats(&mut self, id: u16) -> Result<(), MapError> {
+        let zero =
+            PerCpuValues::try_from(vec![BackendStats::default(); self.cpus]).map_err(MapError::IoError)?;
+        self.stats.set(u32::from(id), zero, 0)
+    }
+
+    fn sum_stats(&self, id: u16) -> Result<BackendStats, MapError> {
+        let mut sum = BackendStats::default();
+        for cpu in self.stats.get(&u32::from(id), 0)?.iter() {
+            sum.packets += cpu.packets;
+            sum.bytes += cpu.bytes;
+            sum.connections += cpu.connections;
+        }
+        Ok(sum)
+    }
+
+    fn read_tables(&self, expected: &Tables) -> Result<Tables, MapError> {
+        let mut tables = Tables::default();
+        for key in self.devices.keys() {
+            tables.devices.insert(key?);
+        }
+        for (id, backend) in (0u16..).zip(self.backends.iter()) {
+            let backend = backend?;
+            if backend.flags & BACKEND_PRESENT != 0 {
+                tables.backends.insert(id, backend);
+            }
+        }
+        let words = self.slots.words();
+        for (base, ring) in &expected.rings {
+            let span = *base as usize..*base as usize + ring.len();
+            let slots = words[span].iter().map(|w| Slot::from_word(w.load(Ordering::Relaxed)));
+            tables.rings.insert(*base, slots.collect());
+        }
+        for entry in self.services4.iter() {
+            let (key, service) = entry?;
+            tables.services.insert(ServiceKey::V4(key), service);
+        }
+        for entry in self.services6.iter() {
+            let (key, service) = entry?;
+            tables.services.insert(ServiceKey::V6(key), service);
+        }
+        Ok(tables)
+    }
+}
+
+impl Dataplane for BpfMaps {
+    fn apply(&mut self, op: &Op) -> Result<(), ApplyError> {
+        self.try_apply(op).map_err(|reason| ApplyError { op: op.to_string(), reason })
+    }
+
+    fn snapshot(&self, expected: &Tables) -> Result<Tables, ApplyError> {
+        self.read_tables(expected).map_err(|e| ApplyError { op: "read the maps".into(), reason: chain(&e) })
+    }
+
+    fn backend_stats(&self, ids: &[u16]) -> Result<Vec<BackendStats>, ApplyError> {
+        let read = |id: &u16| self.sum_stats(*id);
+        ids.iter()
+            .map(read)
+            .collect::<Result<_, _>>()
+            .map_err(|e| ApplyError { op: "read the backends' counters".into(), reason: chain(&e) })
+    }
+
+    fn outcomes(&self) -> Result<[u64; Outcome::ALL.len()], ApplyError> {
+        let mut counts = [0; Outcome::ALL.len()];
+        for (index, count) in (0u32..).zip(&mut counts) {
+            let per_cpu = self
+                .outcomes
+                .get(&index, 0)
+                .map_err(|e| ApplyError { op: "read the outcomes' counters".into(), reason: chain(&e) })?;
+            *count = per_cpu.iter().sum();
+        }
+        Ok(counts)
+    }
+}
+
+fn map<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T, LoadError> {
+    let taken = ebpf.take_map(name).expect("the embedded object has the map: lb-ebpf defines it");
+    T::try_from(taken).map_err(|e| load_error("open the BPF maps", &e))
+}
+
+fn map_slots(ebpf: &mut Ebpf, slots: u32) -> Result<SlotMemory, LoadError> {
+    let Some(Map::Array(ring)) = ebpf.take_map(maps::RING) else {
+        unreachable!("the embedded object has the array of slots: lb-ebpf defines it")
+    };
+    SlotMemory::map(ring.fd().as_fd(), slots).map_err(|e| LoadError::Kernel {
+        what: "map the slots into memory".into(),
+        reason: e.to_string(),
+        hint: "; BPF_F_MMAPABLE needs Linux 5.5",
+    })
+}
+
+fn gone_is_fine<E: Error + 'static>(result: Result<(), E>) -> Result<(), String> {
+    match result {
+        Err(e) if errno(&e) != Some(libc::ENOENT) && !chain(&e).contains("not found") => Err(chain(&e)),
+        _ => Ok(()),
+    }
+}

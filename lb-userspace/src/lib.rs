@@ -1,4 +1,6 @@
 //! The controller of xlb.
 
 pub mod api;
+pub mod cli;
 pub mod config;
+pub mod logging;

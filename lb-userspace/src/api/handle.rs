@@ -187,7 +187,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_full_mailbox_counts_into_the_limit() {
         let (handle, _mailbox) = channel();
-        let asking: Vec<_> = (0..MAILBOX + 1)
+        let asking: Vec<_> = (0..=MAILBOX)
             .map(|_| {
                 let handle = handle.clone();
                 tokio::spawn(async move { handle.status().await })

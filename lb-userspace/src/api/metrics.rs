@@ -370,7 +370,8 @@ mod tests {
         web.leaving.push(fake::backend("s1", 99));
         web.leaving.push(BackendStatus { packets: 9, ..fake::backend("s0", 98) });
         let samples = samples_of(status);
-        assert_eq!(samples[r#"xlb_backend_packets_total{service="web",backend="s0"}"#], 1000.0);
+        let series = r#"xlb_backend_packets_total{service="web",backend="s0"}"#;
+        assert_eq!(samples.get(series), Some(&1000.0));
     }
 
     #[test]

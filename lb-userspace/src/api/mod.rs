@@ -10,6 +10,7 @@ pub mod fake;
 pub mod handle;
 pub mod metrics;
 pub mod model;
+mod reply;
 mod routes;
 pub mod server;
 pub mod socket;

@@ -46,10 +46,13 @@ struct Api {
 }
 
 #[derive(Default)]
-struct StatusCache(Mutex<Option<(Instant, Result<Arc<Status>, ControllerError>)>>);
+struct StatusCache(Mutex<Option<(Instant, Latest)>>);
+
+/// The last answer; errors are remembered like any other.
+type Latest = Result<Arc<Status>, ControllerError>;
 
 impl Api {
-    async fn status(&self) -> Result<Arc<Status>, ControllerError> {
+    async fn status(&self) -> Latest {
         let Some(StatusCache(cached)) = self.cache.as_deref() else {
             return Ok(Arc::new(self.controller.status().await?));
         };

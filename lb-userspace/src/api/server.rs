@@ -181,9 +181,10 @@ async fn serve(stream: Box<dyn Stream>, router: Router, limits: Limits, mut stop
         _ = stopped.changed() => limits.stop,
     };
     connection.as_mut().graceful_shutdown();
-    match timeout(rest, connection).await {
-        Ok(ended) => note(ended),
-        Err(_) => tracing::debug!("a client of the API was cut off: it took too long"),
+    if let Ok(ended) = timeout(rest, connection).await {
+        note(ended);
+    } else {
+        tracing::debug!("a client of the API was cut off: it took too long");
     }
 }
 

@@ -212,7 +212,7 @@ async fn more_clients_than_allowed_wait_and_do_not_shut_out_the_operator() {
     for _ in 0..4 {
         silent.push(TcpStream::connect(server.address).await.unwrap());
     }
-    let operator = timeout(Duration::from_millis(1000), server.unix("GET", "/api/v1/status")).await;
+    let operator = timeout(Duration::from_secs(1), server.unix("GET", "/api/v1/status")).await;
     assert_eq!(code(&operator.expect("the socket has places of its own")), "200");
     let fifth = server.tcp("GET", "/api/v1/status", LOCAL).await;
     assert_eq!(code(&fifth), "200");

@@ -7,6 +7,7 @@ use anyhow::Context;
 use super::{
     Exit,
     args::{AdminArgs, ApplyArgs, Command, EventsArgs, PlanArgs, ReloadArgs, StatusArgs},
+    local::Local,
     print, render, status,
 };
 use crate::{
@@ -35,8 +36,8 @@ pub(super) enum Question {
 }
 
 impl Question {
-    /// Gives the command back if no controller is needed for it.
-    pub(super) fn of(command: Command) -> Result<Self, Command> {
+    /// Errs with the command if no controller answers it.
+    pub(super) fn of(command: Command) -> Result<Self, Local> {
         Ok(match command {
             Command::Plan(args) => Self::Plan(args),
             Command::Reload(args) => Self::Reload(args),
@@ -46,7 +47,10 @@ impl Question {
             Command::Drain(args) => Self::SetAdmin(args, AdminState::Drain),
             Command::Enable(args) => Self::SetAdmin(args, AdminState::Active),
             Command::Disable(args) => Self::SetAdmin(args, AdminState::Disabled),
-            other => return Err(other),
+            Command::Run(args) => return Err(Local::Run(args)),
+            Command::Check(args) => return Err(Local::Check(args)),
+            Command::Detach(args) => return Err(Local::Detach(args)),
+            Command::Decap(args) => return Err(Local::Decap(args)),
         })
     }
 
@@ -90,11 +94,16 @@ fn read(path: &Path) -> std::io::Result<Vec<u8>> {
 
 fn reloaded(reply: &ReloadReply, as_json: bool) -> anyhow::Result<Exit> {
     print(&if as_json { json(reply)? } else { render::reload(reply) })?;
-    Ok(match reply {
+    Ok(exit_of(reply))
+}
+
+/// A change that is held is not what was asked for, even if the rest of the file is in force.
+fn exit_of(reply: &ReloadReply) -> Exit {
+    match reply {
         _ if !reply.errors.is_empty() => Exit::BadConfig,
         _ if !reply.applied || !reply.held.is_empty() => Exit::Failed,
         _ => Exit::Ok,
-    })
+    }
 }
 
 async fn show_status(args: StatusArgs) -> anyhow::Result<Exit> {
@@ -163,4 +172,19 @@ async fn events(args: EventsArgs) -> anyhow::Result<Exit> {
 
 fn json<T: serde::Serialize>(value: &T) -> anyhow::Result<String> {
     Ok(serde_json::to_string_pretty(value).context("write JSON")? + "\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reload_ends_as_its_answer_says() {
+        let applied = ReloadReply { applied: true, ..ReloadReply::default() };
+        assert_eq!(exit_of(&applied), Exit::Ok);
+        assert_eq!(exit_of(&ReloadReply { held: vec!["x".to_owned()], ..applied }), Exit::Failed);
+        let refused = ReloadReply::default();
+        assert_eq!(exit_of(&refused), Exit::Failed);
+        assert_eq!(exit_of(&ReloadReply { errors: vec!["x".to_owned()], ..refused }), Exit::BadConfig);
+    }
 }

@@ -29,7 +29,7 @@ pub fn run(cli: Cli) -> anyhow::Result<Exit> {
     }
     match ask::Question::of(cli.command) {
         Ok(question) => question.ask(),
-        Err(command) => local::run(command),
+        Err(local) => local.run(),
     }
 }
 

@@ -118,7 +118,8 @@ fn service_rows(service: &ServiceStatus) -> Vec<[Cell; COLUMNS]> {
     if service.pins > 0 {
         notes.push(format!("{} pins", number(service.pins)));
     }
-    let wanted: f64 = service.backends.iter().map(|backend| backend.wanted_share).sum();
+    // Not `sum`: that of nothing is -0.
+    let wanted = service.backends.iter().fold(0.0, |sum, backend| sum + backend.wanted_share);
     let real = service.backends.iter().chain(&service.leaving).filter_map(|backend| backend.real_share);
     let slots: u64 = service.backends.iter().map(|backend| u64::from(backend.slots)).sum();
     let mut listens = service.listen.iter().map(|listen| escape(listen).into_owned());

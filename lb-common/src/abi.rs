@@ -15,7 +15,7 @@ pub mod maps {
     pub const SERVICES4: &str = "SERVICES4";
     /// Hash: [`crate::service::ServiceKey6`] -> [`crate::service::Service`].
     pub const SERVICES6: &str = "SERVICES6";
-    /// Mmapable array: slot words of all rings, see [`crate::slot::Slot`].
+    /// Mmapable array: slot words of all rings, two an element, see [`crate::slot::Slot`].
     pub const RING: &str = "RING";
     /// Array by backend id: [`crate::backend::Backend`].
     pub const BACKENDS: &str = "BACKENDS";

@@ -18,9 +18,10 @@ use lb_common::{
 static SERVICES4: HashMap<ServiceKey4, Service> = HashMap::with_max_entries(1024, 0);
 #[map]
 static SERVICES6: HashMap<ServiceKey6, Service> = HashMap::with_max_entries(1024, 0);
-/// Slot words of all rings. The controller maps it into its memory: one store changes a slot.
+/// Slot words of all rings. The controller maps it into its memory: one store changes a slot. Two words an element,
+/// since the kernel rounds elements up to eight bytes.
 #[map]
-static RING: Array<u32> = Array::with_max_entries(65537, BPF_F_MMAPABLE);
+static RING: Array<[u32; 2]> = Array::with_max_entries(65538 / 2, BPF_F_MMAPABLE);
 #[map]
 static BACKENDS: Array<Backend> = Array::with_max_entries(MAX_BACKEND_ID as u32 + 1, 0);
 #[map]
@@ -55,7 +56,8 @@ pub fn service6(address: [u8; 16], port: [u8; 2], protocol: u8) -> Option<&'stat
 /// The slot number `index` of `service`'s ring.
 #[inline(always)]
 pub fn slot(service: &Service, index: u32) -> Slot {
-    RING.get(service.ring_base + index).map_or(Slot::EMPTY, |word| Slot::from_word(*word))
+    let at = service.ring_base + index;
+    RING.get(at / 2).map_or(Slot::EMPTY, |pair| Slot::from_word(pair[(at % 2) as usize]))
 }
 
 /// The backend with this id, if there is one.

@@ -6,8 +6,6 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::logging::LogFormat;
 
-/// Where a controller keeps its pins, unless told otherwise.
-pub const PIN_DIR: &str = "/sys/fs/bpf/xlb";
 /// Where a controller listens, unless told otherwise.
 pub const SOCKET: &str = "/run/xlb/xlb.sock";
 
@@ -46,8 +44,6 @@ pub enum Command {
     Enable(AdminArgs),
     /// Send a backend nothing any more; its connections end
     Disable(AdminArgs),
-    /// Take the data path off the interfaces and remove the pins
-    Detach(DetachArgs),
     /// On a server: take the tunnel's header off packets that a balancer sends (ipip), by XDP
     Decap(DecapArgs),
 }
@@ -66,15 +62,9 @@ pub struct RunArgs {
     /// The configuration
     #[arg(long, value_name = "FILE")]
     pub config: PathBuf,
-    /// Where the kernel's objects are pinned, on a bpffs
-    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
-    pub pin_dir: PathBuf,
     /// Listen here instead of at the file's `admin.socket`
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Leave the data path attached on SIGTERM or SIGINT: forwarding goes on with the last tables
-    #[arg(long)]
-    pub keep: bool,
     /// How the log is written
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
@@ -173,14 +163,6 @@ pub struct AdminArgs {
     pub to: SocketArgs,
 }
 
-/// `xlb detach`
-#[derive(Debug, Clone, PartialEq, Eq, Args)]
-pub struct DetachArgs {
-    /// Where the kernel's objects are pinned
-    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
-    pub pin_dir: PathBuf,
-}
-
 /// `xlb decap`
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct DecapArgs {
@@ -268,7 +250,7 @@ mod tests {
     #[test]
     fn defaults_are_the_designs() {
         let Ok(Command::Run(run)) = parse("xlb run --config f") else { panic!() };
-        assert_eq!((run.pin_dir, run.socket, run.keep), (PIN_DIR.into(), None, false));
+        assert_eq!(run.socket, None);
         assert_eq!(run.log_format, LogFormat::Human);
         let Ok(Command::Status(status)) = parse("xlb status") else { panic!() };
         assert_eq!((status.to.socket, status.service, status.json), (SOCKET.into(), None, false));
@@ -277,7 +259,7 @@ mod tests {
     #[test]
     fn every_command_is_known() {
         for line in [
-            "xlb run --config f --pin-dir d --socket s --keep --log-format json",
+            "xlb run --config f --socket s --log-format json",
             "xlb check f --json",
             "xlb plan f --json --socket s",
             "xlb reload --socket s",
@@ -287,7 +269,6 @@ mod tests {
             "xlb drain web/s1",
             "xlb enable web/2001:db8::1 --socket s",
             "xlb disable web/s1",
-            "xlb detach --pin-dir d",
             "xlb decap --interface eth0 --allow 10.0.0.0/8 --allow 2001:db8::/32",
         ] {
             assert!(parse(line).is_ok(), "{line}");

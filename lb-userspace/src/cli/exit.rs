@@ -2,7 +2,11 @@
 
 use std::{io, process::ExitCode};
 
-use crate::api::{client::ClientError, socket::BindError};
+use crate::{
+    api::{client::ClientError, socket::BindError},
+    config::ConfigErrors,
+    dataplane::bpf::{AttachError, LoadError},
+};
 
 /// The exit status. The numbers are `sysexits.h`'s where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,6 +44,14 @@ impl Exit {
         }
         if let Some(BindError::AlreadyRunning(_)) = cause.downcast_ref() {
             return Some(Self::AlreadyRunning);
+        }
+        if cause.is::<ConfigErrors>() {
+            return Some(Self::BadConfig);
+        }
+        if matches!(cause.downcast_ref(), Some(LoadError::Permission(_)))
+            || matches!(cause.downcast_ref(), Some(AttachError::Permission))
+        {
+            return Some(Self::Permission);
         }
         let system = cause.downcast_ref::<io::Error>()?;
         (system.kind() == io::ErrorKind::PermissionDenied).then_some(Self::Permission)

@@ -39,10 +39,10 @@ use crate::{
     config::{
         self, Loaded,
         consent::{self, Consent},
-        spec::{AdminState, Check, Spec},
+        spec::{AdminState, Spec},
     },
     health::{BackendRef, Health, HealthChecks, HealthEvent, Target},
-    net::{LinkInfo, NetEvent, NetHandle, NextHopState},
+    net::{LinkInfo, NetEvent, NetHandle},
 };
 
 /// The first retry after a failed operation comes after so long; each further one after twice as long.
@@ -156,10 +156,10 @@ impl Controller {
     }
 
     /// News of the network. Answers what changed of the attachments.
-    pub fn on_net(&mut self, event: NetEvent) -> Vec<Change> {
-        self.links = event.links;
+    pub fn on_net(&mut self, event: &NetEvent) -> Vec<Change> {
+        self.links.clone_from(&event.links);
         let before: BTreeMap<_, _> = self.obstacles();
-        self.engine.set_next_hops(event.next_hops);
+        self.engine.set_next_hops(event.next_hops.clone());
         let changes = self.follow_interfaces();
         for (address, why) in self.obstacles() {
             if before.get(&address) != Some(&why) {

@@ -1,6 +1,7 @@
 //! Starting, running and leaving, in order. What can fail for a user's reasons comes first and leaves no trace.
 
 use std::{
+    collections::BTreeSet,
     path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
@@ -9,7 +10,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
-    sync::{mpsc, oneshot},
+    sync::oneshot,
     time::{MissedTickBehavior, interval, sleep_until},
 };
 
@@ -33,7 +34,7 @@ use crate::{
     dataplane::bpf::{self, AttachError, Attached, BpfProgram},
     health::{HealthChecks, HealthEvents},
     logging,
-    net::{NetEvent, NetWatch, nic},
+    net::{NetEvent, NetHandle, NetWatch},
 };
 
 /// `ready` waits for next hops at most this long after the first verdicts.
@@ -79,14 +80,13 @@ pub async fn run(options: &Options) -> Result<()> {
     let signals = Signals::new()?;
     let spec = Arc::new(loaded.spec.clone());
     let (maps, program) = bpf::load(&spec.limits)?;
-    let (net, mut net_events) = NetWatch::spawn().context("watch the network by netlink")?;
+    let mut net = NetWatch::spawn(BTreeSet::new()).context("watch the network by netlink")?;
     let (checks, health_events) = HealthChecks::new();
     let engine = Engine::new(spec, Box::new(maps));
-    let mut controller = Controller::new(&loaded, engine, Box::new(program), checks, net, Instant::now());
+    let mut controller = Controller::new(&loaded, engine, Box::new(program), checks, net.clone(), Instant::now());
 
-    let first = net_events.recv().await.context("read interfaces and routes by netlink")?;
-    warn_about_interfaces(&loaded, &first);
-    for change in controller.on_net(first) {
+    let first = net.changed().await.context("read interfaces and routes by netlink")?;
+    for change in controller.on_net(&first) {
         if let Change::Failed { name, why } = change {
             return Err(anyhow::Error::new(why).context(format!("attach to interface {name}")));
         }
@@ -95,22 +95,11 @@ pub async fn run(options: &Options) -> Result<()> {
     let (handle, mailbox) = handle::channel();
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(server.run(handle, async { drop(stopped.await) }));
-    Loop { options, controller, watcher, signals, net_events, health_events, mailbox, pending: None }.run().await;
+    Loop { options, controller, watcher, signals, net, health_events, mailbox, pending: None }.run().await;
     tracing::info!("leaving: the data path is detached");
     drop(stop);
     drop(serving.await);
     Ok(())
-}
-
-/// What will bite later is said at the start.
-fn warn_about_interfaces(loaded: &Loaded, event: &NetEvent) {
-    for interface in &loaded.spec.interfaces {
-        if let Some(link) = event.links.get(&interface.name) {
-            for warning in nic::warnings(link) {
-                tracing::warn!("{warning}");
-            }
-        }
-    }
 }
 
 struct Signals {
@@ -136,7 +125,7 @@ struct Loop<'a> {
     controller: Controller,
     watcher: Watcher,
     signals: Signals,
-    net_events: mpsc::Receiver<NetEvent>,
+    net: NetHandle,
     health_events: HealthEvents,
     mailbox: ControllerMailbox,
     /// A watched change that only removes, waiting for the file to be still.
@@ -157,7 +146,7 @@ impl Loop<'_> {
                 _ = self.signals.terminate.recv() => return,
                 _ = self.signals.interrupt.recv() => return,
                 Some(news) = self.health_events.recv() => self.controller.on_health(news),
-                Some(event) = self.net_events.recv() => drop(self.controller.on_net(event)),
+                Ok(event) = self.net.changed() => drop(self.controller.on_net(&event)),
                 Some(request) = self.mailbox.requests.recv() => {
                     self.controller.on_request(request, Instant::now());
                     continue;

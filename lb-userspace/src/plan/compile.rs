@@ -132,7 +132,7 @@ struct Filled {
     checksum: OnceLock<String>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Placed {
     base: u32,
     size: u32,
@@ -140,7 +140,7 @@ struct Placed {
 }
 
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Compiler {
     ids: Ids,
     space: SlotSpace,

@@ -26,7 +26,7 @@ pub struct Owner {
 pub struct NoId(pub u32);
 
 /// Which backend has which id.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Ids {
     capacity: u32,
     quarantine: Duration,

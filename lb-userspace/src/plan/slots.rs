@@ -15,7 +15,7 @@ pub struct NoRoom {
 }
 
 /// Spans of the slot array in use.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct SlotSpace {
     capacity: u32,
     /// First slot -> size.

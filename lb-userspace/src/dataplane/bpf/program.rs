@@ -46,7 +46,7 @@ pub fn load(limits: &Limits) -> Result<(BpfMaps, BpfProgram), LoadError> {
     let mut ebpf = EbpfLoader::new()
         .map_max_entries(maps::SERVICES4, limits.services)
         .map_max_entries(maps::SERVICES6, limits.services)
-        .map_max_entries(maps::RING, limits.slots)
+        .map_max_entries(maps::RING, limits.slots.div_ceil(2))
         .map_max_entries(maps::BACKENDS, limits.backends)
         .map_max_entries(maps::BACKEND_STATS, limits.backends)
         .load(objects::balancer()?)

@@ -1,0 +1,3 @@
+//! Spec and health -> tables -> ordered operations. Pure: no clock, no kernel.
+
+pub mod ring;

@@ -1,22 +1,26 @@
 //! The **ring**: weighted Maglev (Eisenbud et al., "Maglev", NSDI 2016, section 3.4).
 //!
-//! Every member walks its own permutation of the slots, `offset, offset + skip, ... (mod size)`, which visits each slot
-//! once because `size` is a prime. Members take turns; a turn takes the first slot of the walk that is still free.
-//! Nothing but a member's [`Identity`] seeds its permutation and its place in the turns, so neither the order of the
-//! list nor the kernel ids matter: balancers with the same pool choose the same backends.
+//! Every member walks a permutation of the slots of its own. Members take turns; a turn takes the first slot of the walk that
+//! is still free. Nothing but a member's [`Identity`] seeds its permutation and its place in the turns, so neither the
+//! order of the list nor the kernel's ids matter: balancers with the same pool choose the same backends.
+//!
+//! **Permutations.** Section 3.4 has `offset, offset + skip, ... (mod size)` for a prime `size`. Two members whose skips are
+//! equal, opposite or in a simple ratio (one pool of 100 in six has such a pair) then follow each other, and a slot that one of
+//! them loses passes through the whole walk of the other: with 30 members and 65,537 slots the worst of 200 pools moved 2.7 %
+//! of the slots without need. So each member turns positions into slots with a mask of its own, by exclusive or: 0.7 %.
 //!
 //! **Turns.** Member `i` takes its `k`-th turn at the virtual time `(k + phase_i) / weight_i`, with a phase in [0, 1)
-//! from its identity. When one member changes, the times of all others stay what they were. The accumulators of other
-//! implementations count in units of the largest weight: as good as this, except that a change of the largest weight
-//! shifts everybody's turns (weight x 2 with 1,000 backends of weights 100/200/300, size 65,537: up to 1.9 % of the
-//! slots moved without need instead of 0.8 %).
+//! from its identity. When one member changes, the times of all others stay what they were. Accumulators that count in
+//! units of the largest weight are as good, except that a change of the largest weight shifts everybody's turns (weight x
+//! 2 with 1,000 members of weights 100/200/300: up to 1.9 % of 65,537 slots moved without need instead of 0.8 %).
 //!
-//! **The last slots.** Half of all probes of the plain algorithm look for the last 256 of 65,537 slots. So when few slots are
-//! free the question is turned round: for each free slot, in how many steps does the walk reach it? The nearest wins.
-//! The result is the same, the build takes a quarter less. (Taking a neighbour of a taken slot instead would be faster
-//! still, but moves 1.6 % of the slots without need at 100 backends instead of 0.6 %.)
+//! **The last slots.** Half of all probes look for the last 256 of 65,537 slots. So when few are free the question is turned
+//! round: for each free slot, in how many steps does the walk reach it? The nearest wins. The result is the same, the
+//! build takes a quarter less. (The neighbour of a taken slot would be faster still, but moves more.)
 //!
 //! Figures and how to measure them: `docs/ring.md`.
+
+pub use cache::RingCache;
 
 use std::net::IpAddr;
 
@@ -64,8 +68,8 @@ fn mix(input: u64) -> u64 {
 
 /// Ids by slot; all zero without members of a weight.
 ///
-/// Every slot is taken, and every member holds its share of the slots but for one or two, rounded up or down; so one with a
-/// share below two slots may hold none.
+/// Every slot is taken, and every member holds its share of them but for about one; so one with a share of less than two may
+/// hold none.
 ///
 /// # Panics
 /// If `size` is not a prime below 2^31, or with more than 65,536 members: both are excluded by the spec.
@@ -77,13 +81,20 @@ pub fn build(members: &[Member], size: u32) -> Vec<u16> {
     let (Some(first), Some(last)) = (entrants.first(), entrants.last()) else {
         return vec![0; size as usize];
     };
-    let mut walkers: Vec<_> = entrants.iter().map(|entrant| Walker::new(entrant, size)).collect();
+    let space = Space::new(size);
+    let mut walkers: Vec<_> = entrants.iter().map(|entrant| Walker::new(entrant, space)).collect();
     if first.weight == last.weight {
         // The schedule of equal weights is the order of the hashes, again and again.
-        fill(&mut walkers, (0..entrants.len()).cycle(), size)
+        let (count, mut next) = (walkers.len(), 0);
+        let turns = || {
+            let turn = next;
+            next = if turn + 1 == count { 0 } else { turn + 1 };
+            turn
+        };
+        fill(&mut walkers, turns, space)
     } else {
-        let turns = schedule(&entrants, size);
-        fill(&mut walkers, turns.into_iter().map(|turn| (turn & 0xffff) as usize), size)
+        let mut schedule = Schedule::new(&entrants, size);
+        fill(&mut walkers, || schedule.next(), space)
     }
 }
 
@@ -101,103 +112,197 @@ impl Entrant {
         let Member { id, identity, weight } = *member;
         Self { weight, hash: identity.hash(), identity, id }
     }
+
+    /// By which part of a turn, in [0, 1), this member's turns are late. Grows with the hash.
+    fn phase(&self) -> f64 {
+        (self.hash >> 32) as f64 / (1u64 << 32) as f64
+    }
 }
 
-/// At least `size` turns in the order of virtual time: time in the high 48 bits, index of the entrant in the low 16.
+/// Turns in the order of virtual time, without end.
 ///
-/// Floating point is safe here: IEEE 754 fixes the results of these operations to the last bit.
-fn schedule(entrants: &[Entrant], size: u32) -> Vec<u64> {
-    let total: u64 = entrants.iter().map(|entrant| u64::from(entrant.weight)).sum();
-    // Until `end` a member takes at least weight x end - 1 turns: `size` and more together.
-    let wanted = u64::from(size) + 2 * entrants.len() as u64;
-    let end = wanted / total + 1;
-    // Ticks of virtual time: as fine as 48 bits allow. A power of two, so that pools differ in rounding at most.
-    let tick = 1u64 << (end.next_power_of_two().leading_zeros() - 17);
-    let end = wanted as f64 / total as f64 * tick as f64;
-    let mut turns = Vec::with_capacity(wanted as usize + entrants.len());
-    let mut index = 0;
-    for class in entrants.chunk_by(|a, b| a.weight == b.weight) {
-        let interval = tick as f64 / f64::from(class[0].weight);
-        // Phases, in ticks, with the indices; they grow with the hash.
-        let phases: Vec<u64> = class
-            .iter()
-            .zip(index..)
-            .map(|(entrant, index)| {
-                let phase = (entrant.hash >> 32) as f64 / (1u64 << 32) as f64;
-                ((phase * interval) as u64) << 16 | index
-            })
-            .collect();
-        index += class.len() as u64;
-        let rounds = (0..=size).map(|round| f64::from(round) * interval).take_while(|&start| start <= end);
-        for start in rounds {
-            turns.extend(phases.iter().map(|phase| ((start as u64) << 16) + phase));
+/// A turn is one number: its time in the high 48 bits, the index of the entrant in the low 16. The turns of members of equal
+/// weight come in order by themselves; those of a window of time are collected and sorted, so that all of this stays in the
+/// first cache. Floating point is safe here: IEEE 754 fixes the results of these operations to the last bit.
+struct Schedule {
+    classes: Vec<Class>,
+    /// Length of a window, shifted like a turn.
+    window: u64,
+    /// End of the present one.
+    end: u64,
+    turns: Vec<u64>,
+    next: usize,
+}
+
+/// Members of equal weight.
+struct Class {
+    /// Ticks from one turn of a member to its next.
+    interval: f64,
+    /// First turns of the members.
+    phases: Vec<u64>,
+    /// The next turn is this member's, in this round.
+    member: usize,
+    round: u32,
+    /// Start of the round, shifted like a turn.
+    start: u64,
+}
+
+impl Schedule {
+    fn new(entrants: &[Entrant], size: u32) -> Self {
+        let total: u64 = entrants.iter().map(|entrant| u64::from(entrant.weight)).sum();
+        // A member takes at least weight x time - 1 turns, so `size` of them are over by then, and a window or two.
+        let longest = (u64::from(size) + entrants.len() as u64 + 2 * Self::TURNS_PER_WINDOW) / total + 1;
+        // Ticks in a unit of time: as fine as 48 bits allow. A power of two, so that pools differ in rounding at most.
+        let tick = 1u64 << (longest.next_power_of_two().leading_zeros() - 17);
+        let mut index = 0;
+        let class = |members: &[Entrant]| {
+            let interval = tick as f64 / f64::from(members[0].weight);
+            let phase = |(member, index): (&Entrant, u64)| ((member.phase() * interval) as u64) << 16 | index;
+            let phases = members.iter().zip(index..).map(phase).collect();
+            index += members.len() as u64;
+            Class { interval, phases, member: 0, round: 0, start: 0 }
+        };
+        let classes = entrants.chunk_by(|a, b| a.weight == b.weight).map(class).collect();
+        let window = ((Self::TURNS_PER_WINDOW as f64 / total as f64 * tick as f64) as u64 + 1) << 16;
+        Self { classes, window, end: 0, turns: Vec::new(), next: 0 }
+    }
+
+    const TURNS_PER_WINDOW: u64 = 1024;
+
+    /// Index of the entrant whose turn it is.
+    fn next(&mut self) -> usize {
+        while self.next == self.turns.len() {
+            self.advance();
+        }
+        self.next += 1;
+        (self.turns[self.next - 1] & 0xffff) as usize
+    }
+
+    #[expect(
+        clippy::stable_sort_primitive,
+        reason = "it is faster where sorted runs follow each other, as here"
+    )]
+    fn advance(&mut self) {
+        self.turns.clear();
+        self.next = 0;
+        self.end += self.window;
+        for class in &mut self.classes {
+            class.take_until(self.end, &mut self.turns);
+        }
+        self.turns.sort();
+    }
+}
+
+impl Class {
+    fn take_until(&mut self, end: u64, turns: &mut Vec<u64>) {
+        loop {
+            for phase in &self.phases[self.member..] {
+                let turn = self.start + phase;
+                if turn >= end {
+                    return;
+                }
+                turns.push(turn);
+                self.member += 1;
+            }
+            self.member = 0;
+            self.round += 1;
+            self.start = ((f64::from(self.round) * self.interval) as u64) << 16;
         }
     }
-    // A stable sort merges the sorted run of each class: far less work than sorting from scratch.
-    #[expect(clippy::stable_sort_primitive, reason = "it is faster on sorted runs")]
-    turns.sort();
-    debug_assert!(turns.len() >= size as usize);
-    turns
 }
 
 /// A member on its way through its permutation. Small: 1,000 of them stay in the first cache.
 struct Walker {
-    /// The next slot it would like.
-    slot: u32,
-    /// Step of the permutation, 1 to size - 1.
+    /// Its next position in the sequence.
+    position: u32,
+    /// Step of the sequence, 1 to size - 1.
     skip: u32,
+    /// What exchanges positions for slots.
+    mask: u32,
     /// The kernel's.
     id: u16,
 }
 
 impl Walker {
-    fn new(entrant: &Entrant, size: u32) -> Self {
+    fn new(entrant: &Entrant, space: Space) -> Self {
+        let size = u64::from(space.size);
         Self {
-            slot: (mix(entrant.hash ^ 1) % u64::from(size)) as u32,
-            skip: (mix(entrant.hash ^ 2) % u64::from(size - 1)) as u32 + 1,
+            position: (mix(entrant.hash ^ 1) % size) as u32,
+            skip: (mix(entrant.hash ^ 2) % (size - 1)) as u32 + 1,
+            mask: mix(entrant.hash ^ 3) as u32 % space.block,
             id: entrant.id,
         }
     }
 }
 
-/// Lets the walkers take one slot a turn until none is free.
-fn fill(walkers: &mut [Walker], mut turns: impl Iterator<Item = usize>, size: u32) -> Vec<u16> {
-    let mut ring = vec![0; size as usize];
-    let mut free = FreeSlots::all(size);
+/// The numbers below a prime: positions of a sequence, or slots.
+#[derive(Clone, Copy)]
+struct Space {
+    size: u32,
+    /// A power of two: positions are exchanged within blocks of so many.
+    block: u32,
+    /// Numbers in whole blocks. The few others stay themselves.
+    whole: u32,
+}
+
+impl Space {
+    fn new(size: u32) -> Self {
+        // A sixteenth of the numbers is left over at most.
+        let block = 1 << (size.ilog2().saturating_sub(4));
+        Self { size, block, whole: size - size % block }
+    }
+
+    /// `(position + skip) % size` without a division or a branch.
+    fn step(self, position: u32, skip: u32) -> u32 {
+        let next = position + skip;
+        // Below `size`, the subtraction wraps to a large number.
+        next.min(next.wrapping_sub(self.size))
+    }
+
+    /// The slot of a position, and the position of a slot.
+    fn exchange(self, number: u32, mask: u32) -> u32 {
+        if number < self.whole { number ^ mask } else { number }
+    }
+}
+
+/// Lets the walkers take one slot a turn until none is free. `turn` says whose turn it is, for at least `size` turns.
+fn fill(walkers: &mut [Walker], mut turn: impl FnMut() -> usize, space: Space) -> Vec<u16> {
+    let mut ring = vec![0; space.size as usize];
+    let mut free = FreeSlots::all(space.size);
     // Where size / n probes (n slots are free) begin to cost more than n multiplications.
-    let few = size.isqrt() / 2;
-    for turn in turns.by_ref().take((size - few) as usize) {
-        let Walker { slot, skip, id } = &mut walkers[turn];
-        while !free.take(*slot) {
-            *slot = step(*slot, *skip, size);
-        }
-        ring[*slot as usize] = *id;
-        *slot = step(*slot, *skip, size);
+    let few = space.size.isqrt() / 2;
+    for _ in few..space.size {
+        let walker = &mut walkers[turn()];
+        let (mut position, skip, mask) = (walker.position, walker.skip, walker.mask);
+        let slot = loop {
+            let slot = space.exchange(position, mask);
+            position = space.step(position, skip);
+            if free.contains(slot) {
+                break slot;
+            }
+        };
+        free.remove(slot);
+        ring[slot as usize] = walker.id;
+        walker.position = position;
     }
     let mut left = free.list();
-    for turn in turns.take(left.len()) {
-        let walker = &mut walkers[turn];
-        let slot = left.swap_remove(nearest(walker, &left, size));
+    while !left.is_empty() {
+        let walker = &mut walkers[turn()];
+        let slot = left.swap_remove(nearest(walker, &left, space));
         ring[slot as usize] = walker.id;
-        walker.slot = step(slot, walker.skip, size);
+        walker.position = space.step(space.exchange(slot, walker.mask), walker.skip);
     }
     ring
 }
 
-/// The next slot of a permutation: `(slot + skip) % size` without a division or a branch.
-fn step(slot: u32, skip: u32, size: u32) -> u32 {
-    let next = slot + skip;
-    // Below `size`, the subtraction wraps to a large number.
-    next.min(next.wrapping_sub(size))
-}
-
-/// Index of the free slot that the walker reaches first: slot = start + steps x skip, so steps = (slot - start) / skip,
-/// all modulo the prime `size`.
-fn nearest(walker: &Walker, left: &[u32], size: u32) -> usize {
-    let inverse = u64::from(inverse(walker.skip, size));
+/// Index of the free slot that the walker reaches first. Position = start + steps x skip, so steps = (position - start) /
+/// skip, all modulo the prime size.
+fn nearest(walker: &Walker, left: &[u32], space: Space) -> usize {
+    let inverse = u64::from(inverse(walker.skip, space.size));
+    let start = space.size - walker.position;
     let steps = |slot: u32| {
-        let distance = if slot >= walker.slot { slot - walker.slot } else { slot + size - walker.slot };
-        u64::from(distance) * inverse % u64::from(size)
+        let distance = space.exchange(slot, walker.mask) + start;
+        u64::from(distance) * inverse % u64::from(space.size)
     };
     let mut best = (u64::MAX, 0);
     for (index, &slot) in left.iter().enumerate() {
@@ -230,13 +335,12 @@ impl FreeSlots {
         Self(words)
     }
 
-    /// Whether the slot was free; now it is not.
-    fn take(&mut self, slot: u32) -> bool {
-        let word = &mut self.0[(slot / 64) as usize];
-        let bit = 1 << (slot % 64);
-        let was_free = *word & bit != 0;
-        *word &= !bit;
-        was_free
+    fn contains(&self, slot: u32) -> bool {
+        self.0[(slot / 64) as usize] >> (slot % 64) & 1 == 1
+    }
+
+    fn remove(&mut self, slot: u32) {
+        self.0[(slot / 64) as usize] &= !(1 << (slot % 64));
     }
 
     fn list(&self) -> Vec<u32> {
@@ -271,5 +375,6 @@ pub fn table_checksum(ring: &[u16], members: &[Member]) -> String {
     format!("{:016x}", mix(fold))
 }
 
+mod cache;
 #[cfg(test)]
 mod tests;

@@ -1,3 +1,4 @@
 //! The controller of xlb.
 
 pub mod config;
+pub mod net;

@@ -6,13 +6,15 @@ use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{AddressAttribute, AddressHeaderFlags, AddressMessage},
     link::{LinkAttribute, LinkFlags, LinkInfo as LinkInfoAttribute, LinkLayerType, LinkMessage, LinkXdp},
-    neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState as Nud},
+    neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState as Nud,
+    },
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
 };
 
 use super::view::{
-    AttachedMode, AttachedXdp, Change, LinkInfo, LocalAddress, Neighbour, NeighbourKey, NeighbourState, Route,
-    Unreachable,
+    AttachedMode, AttachedXdp, Change, LinkInfo, LocalAddress, Neighbour, NeighbourKey, NeighbourState,
+    Route, Unreachable,
 };
 
 /// What a message from a multicast group changes; `None` for what does not matter here.

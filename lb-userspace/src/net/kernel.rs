@@ -3,14 +3,7 @@
 //! They are two because an event carries the sequence number of whoever caused it: on a shared socket it could be taken
 //! for the answer to a question of ours. And events can overflow, answers cannot.
 
-use std::{
-    collections::BTreeSet,
-    future::Future,
-    io,
-    net::IpAddr,
-    pin::pin,
-    time::Duration,
-};
+use std::{collections::BTreeSet, future::Future, io, net::IpAddr, pin::pin, time::Duration};
 
 use anyhow::Context as _;
 use futures_util::{Stream, StreamExt as _, TryStreamExt as _};

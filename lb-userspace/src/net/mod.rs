@@ -6,9 +6,9 @@
 
 mod ask;
 mod decode;
-//pub mod ethtool;
+pub mod ethtool;
 mod kernel;
-//pub mod nic;
+pub mod nic;
 pub mod view;
 pub mod watch;
 

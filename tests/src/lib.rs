@@ -1,3 +1,4 @@
 //! What the tests that need root share: `packet.rs` builds and checks frames, `prog.rs` runs the real program on them.
 
+pub mod packet;
 pub mod prog;

@@ -1,12 +1,6 @@
 //! The real program with maps filled by the real controller's engine, for packets through BPF_PROG_TEST_RUN.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    path::Path,
-    sync::Arc,
-    time::Instant,
-};
+use std::{collections::BTreeMap, net::IpAddr, path::Path, sync::Arc, time::Instant};
 
 use lb_common::{backend::BackendStats, outcome::Outcome};
 use lb_userspace::{
@@ -80,7 +74,8 @@ impl Prog {
 
     /// Runs the program; answers the XDP action and the packet afterwards. Counters are not looked at.
     pub fn send(&mut self, frame: &[u8]) -> (u32, Vec<u8>) {
-        let run = self.program.run_packet(frame, None).unwrap_or_else(|e| panic!("run {} bytes: {e}", frame.len()));
+        let run =
+            self.program.run_packet(frame, None).unwrap_or_else(|e| panic!("run {} bytes: {e}", frame.len()));
         (run.action, run.frame)
     }
 

@@ -2,12 +2,13 @@
 
 use crate::{
     setup,
-    tool::{cargo, exec, target_dir},
+    tool::{cargo, exec, root, target_dir},
 };
 use anyhow::{Context as _, Result};
 use std::{
     fs,
     path::{Path, PathBuf},
+    time::SystemTime,
 };
 
 /// Options of `build`.
@@ -43,9 +44,10 @@ pub fn objects() -> Result<()> {
     exec(&mut command)?;
     let out = target_dir().join("bpf");
     fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
+    let newest = ["lb-ebpf/src", "lb-common/src"].iter().filter_map(|dir| newest(&root().join(dir))).max();
     for object in OBJECTS {
         let from = build_dir.join(TARGET).join("bpf").join(object);
-        copy_if_newer(&from, &out.join(object))?;
+        copy_if_older(&from, &out.join(object), newest)?;
     }
     Ok(())
 }
@@ -72,12 +74,22 @@ pub fn bpf_cargo(verb: &str, linker: &Path, build_dir: &Path) -> std::process::C
     command
 }
 
-/// Copies, but leaves a file alone that is up to date, so that nothing is rebuilt for it.
-fn copy_if_newer(from: &Path, to: &Path) -> Result<()> {
+/// Copies, unless the copy is younger than every source: lb-userspace's build script asks for that, and would run
+/// again for a copy that is only touched.
+fn copy_if_older(from: &Path, to: &Path, newest_source: Option<SystemTime>) -> Result<()> {
     let time = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
-    if time(to) < time(from) {
+    if time(to) < newest_source || time(to) < time(from) {
         let bytes = fs::read(from).with_context(|| format!("read {}", from.display()))?;
         fs::write(to, bytes).with_context(|| format!("write {}", to.display()))?;
     }
     Ok(())
+}
+
+/// Time of the latest change under a directory.
+fn newest(dir: &Path) -> Option<SystemTime> {
+    let time = |entry: fs::DirEntry| {
+        let path = entry.path();
+        if path.is_dir() { newest(&path) } else { entry.metadata().ok()?.modified().ok() }
+    };
+    fs::read_dir(dir).ok()?.flatten().filter_map(time).max()
 }

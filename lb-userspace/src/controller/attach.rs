@@ -93,7 +93,8 @@ impl Attachments {
             if wanted.state.is_ok() {
                 continue;
             }
-            let attached = link.ok_or(AttachError::NoInterface).and_then(|i| Ok((i, attach.attach(i, spec.mode)?)));
+            let attached =
+                link.ok_or(AttachError::NoInterface).and_then(|i| Ok((i, attach.attach(i, spec.mode)?)));
             match attached {
                 Ok((ifindex, how)) => {
                     changes.push(Change::Attached { name: spec.name.clone(), how: how.clone() });
@@ -114,9 +115,9 @@ impl Attachments {
 
     /// Every interface wanted, and how it is attached or why it is not.
     pub fn all(&self) -> impl Iterator<Item = (&str, Result<&Attached, &str>)> {
-        self.wanted.iter().map(|(name, w)| {
-            (name.as_str(), w.state.as_ref().map(|(_, how)| how).map_err(String::as_str))
-        })
+        self.wanted
+            .iter()
+            .map(|(name, w)| (name.as_str(), w.state.as_ref().map(|(_, how)| how).map_err(String::as_str)))
     }
 
     /// Index and name of each interface that is attached.

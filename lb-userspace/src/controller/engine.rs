@@ -143,9 +143,8 @@ impl Engine {
 
     /// Whether all wanted next hops have been answered, one way or the other.
     pub fn next_hops_settled(&self) -> bool {
-        let pending = |b: &BackendSpec| {
-            matches!(self.next_hops.get(&b.address), None | Some(NextHopState::Pending))
-        };
+        let pending =
+            |b: &BackendSpec| matches!(self.next_hops.get(&b.address), None | Some(NextHopState::Pending));
         !self.spec.services.iter().flat_map(|s| &s.backends).any(pending)
     }
 

@@ -123,7 +123,8 @@ impl Controller {
     /// Probes and next hops follow the configuration.
     fn follow_spec(&mut self) {
         let spec = Arc::clone(self.engine.spec());
-        let addresses: BTreeSet<_> = spec.services.iter().flat_map(|s| &s.backends).map(|b| b.address).collect();
+        let addresses: BTreeSet<_> =
+            spec.services.iter().flat_map(|s| &s.backends).map(|b| b.address).collect();
         self.net.set_wanted(addresses);
         let mut targets = Vec::new();
         for service in &spec.services {
@@ -245,7 +246,11 @@ impl Controller {
         match self.engine.check_drift() {
             Ok(repairs) => {
                 for op in repairs {
-                    self.event(EventKind::Dataplane, None, format!("drift: the maps were changed from outside; repair: {op}"));
+                    self.event(
+                        EventKind::Dataplane,
+                        None,
+                        format!("drift: the maps were changed from outside; repair: {op}"),
+                    );
                 }
             }
             Err(error) => tracing::warn!(%error, "compare the maps"),
@@ -302,7 +307,8 @@ impl Controller {
             return;
         }
         self.generation += 1;
-        let changes = if reply.changes.is_empty() { "no service changed".into() } else { reply.changes.join("; ") };
+        let changes =
+            if reply.changes.is_empty() { "no service changed".into() } else { reply.changes.join("; ") };
         self.event(EventKind::Config, None, format!("generation {}: {changes}", self.generation));
         self.engine.set_spec(Arc::new(loaded.spec));
         self.follow_spec();
@@ -312,7 +318,10 @@ impl Controller {
     /// Whether a service had packets in the last few seconds.
     fn has_traffic(&self, service: &str) -> bool {
         let compiled = self.engine.compiled().services.iter().find(|s| &*s.name == service);
-        compiled.into_iter().flat_map(|s| &s.backends).any(|b| self.counters.rates(b.id).is_some_and(|r| r.packets > 0.0))
+        compiled
+            .into_iter()
+            .flat_map(|s| &s.backends)
+            .any(|b| self.counters.rates(b.id).is_some_and(|r| r.packets > 0.0))
     }
 
     fn plan(&self, file_name: &str, text: &str, now: Instant) -> PlanReply {
@@ -331,10 +340,17 @@ impl Controller {
         }
     }
 
-    fn set_admin(&mut self, service: &str, backend: &str, state: AdminState, now: Instant) -> Result<AdminReply, AdminError> {
+    fn set_admin(
+        &mut self,
+        service: &str,
+        backend: &str,
+        state: AdminState,
+        now: Instant,
+    ) -> Result<AdminReply, AdminError> {
         let spec = Arc::clone(self.engine.spec());
         let found = spec.services.iter().find(|s| &*s.name == service);
-        let service = found.ok_or_else(|| AdminError::NotFound(format!("there is no service `{service}`")))?;
+        let service =
+            found.ok_or_else(|| AdminError::NotFound(format!("there is no service `{service}`")))?;
         let found = service.backends.iter().find(|b| &*b.name == backend);
         let backend = found.ok_or_else(|| {
             AdminError::NotFound(format!("service `{}` has no backend `{backend}`", service.name))

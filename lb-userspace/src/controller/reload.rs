@@ -12,7 +12,13 @@ use crate::{
 };
 
 /// What applying `new` would change, service by service.
-pub fn plan(old: &Spec, new: &Spec, before: &Compiled, after: &Compiled, has_traffic: impl Fn(&str) -> bool) -> PlanReply {
+pub fn plan(
+    old: &Spec,
+    new: &Spec,
+    before: &Compiled,
+    after: &Compiled,
+    has_traffic: impl Fn(&str) -> bool,
+) -> PlanReply {
     let services_before = by_name(before);
     let services_after = by_name(after);
     let old_specs: BTreeMap<&str, &ServiceSpec> = old.services.iter().map(|s| (&*s.name, s)).collect();
@@ -20,14 +26,18 @@ pub fn plan(old: &Spec, new: &Spec, before: &Compiled, after: &Compiled, has_tra
         .services
         .iter()
         .map(|service| match old_specs.get(&*service.name) {
-            Some(was) => changed(was, service, services_before.get(&*service.name), services_after.get(&*service.name)),
+            Some(was) => {
+                changed(was, service, services_before.get(&*service.name), services_after.get(&*service.name))
+            }
             None => added(service),
         })
         .collect();
     let is_gone = |s: &&ServiceSpec| !new.services.iter().any(|n| n.name == s.name);
     services.extend(old.services.iter().filter(is_gone).map(removed));
     if old.hash_seed != new.hash_seed {
-        for service in services.iter_mut().filter(|s| s.change != Change::Added && s.change != Change::Removed) {
+        for service in
+            services.iter_mut().filter(|s| s.change != Change::Added && s.change != Change::Removed)
+        {
             service.change = Change::Changed;
             service.slots_moved = service.slots_total;
             service.flows_stay = false;
@@ -97,7 +107,8 @@ fn changed(
     let rehashed = old.hash != new.hash || old.forward != new.forward || old.ring_size != new.ring_size;
     let slots_moved = match (before, after) {
         (Some(before), Some(after)) if !rehashed => {
-            before.ring().iter().zip(after.ring().iter()).filter(|(a, b)| a.current() != b.current()).count() as u32
+            before.ring().iter().zip(after.ring().iter()).filter(|(a, b)| a.current() != b.current()).count()
+                as u32
         }
         _ => new.ring_size,
     };

@@ -34,7 +34,7 @@ use crate::{
     dataplane::bpf::{self, AttachError, Attached, BpfProgram},
     health::{HealthChecks, HealthEvents},
     logging,
-    net::{NetEvent, NetHandle, NetWatch},
+    net::{NetEvent, NetHandle, NetWatch, ethtool::NicFeatures, nic},
 };
 
 /// `ready` waits for next hops at most this long after the first verdicts.
@@ -83,9 +83,11 @@ pub async fn run(options: &Options) -> Result<()> {
     let mut net = NetWatch::spawn(BTreeSet::new()).context("watch the network by netlink")?;
     let (checks, health_events) = HealthChecks::new();
     let engine = Engine::new(spec, Box::new(maps));
-    let mut controller = Controller::new(&loaded, engine, Box::new(program), checks, net.clone(), Instant::now());
+    let mut controller =
+        Controller::new(&loaded, engine, Box::new(program), checks, net.clone(), Instant::now());
 
     let first = net.changed().await.context("read interfaces and routes by netlink")?;
+    warn_about_interfaces(&loaded, &first);
     for change in controller.on_net(&first) {
         if let Change::Failed { name, why } = change {
             return Err(anyhow::Error::new(why).context(format!("attach to interface {name}")));
@@ -100,6 +102,22 @@ pub async fn run(options: &Options) -> Result<()> {
     drop(stop);
     drop(serving.await);
     Ok(())
+}
+
+/// What will bite later is said at the start.
+fn warn_about_interfaces(loaded: &Loaded, event: &NetEvent) {
+    for interface in &loaded.spec.interfaces {
+        let Some(link) = event.links.get(&interface.name) else { continue };
+        match NicFeatures::read(&interface.name) {
+            Ok(features) => {
+                let attachment = nic::Attachment { frags: true, own_programs: BTreeSet::new() };
+                for warning in nic::warnings(link, &features, &attachment) {
+                    tracing::warn!("{warning}");
+                }
+            }
+            Err(error) => tracing::debug!(%error, "read the settings of {}", interface.name),
+        }
+    }
 }
 
 struct Signals {
@@ -198,7 +216,10 @@ impl Loop<'_> {
             .and_then(|text| config::parse(&text, &self.options.config).map_err(|e| e.to_string()));
         match parsed {
             // A half-written file can look like one with less in it, or with a shorter last word.
-            Ok(loaded) if consent::only_removes(self.controller.spec(), &loaded.spec) || loaded.ends_within_a_line() => {
+            Ok(loaded)
+                if consent::only_removes(self.controller.spec(), &loaded.spec)
+                    || loaded.ends_within_a_line() =>
+            {
                 self.pending = Some((loaded, still));
             }
             content => self.reload(content, Consent::None),

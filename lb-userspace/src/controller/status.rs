@@ -26,7 +26,9 @@ pub fn interfaces(attachments: &Attachments) -> Vec<InterfaceStatus> {
                 mode: if attached.native { InterfaceMode::Native } else { InterfaceMode::Generic },
                 note: attached.note.clone(),
             },
-            Err(why) => InterfaceStatus { name: name.into(), mode: InterfaceMode::Detached, note: Some(why.into()) },
+            Err(why) => {
+                InterfaceStatus { name: name.into(), mode: InterfaceMode::Detached, note: Some(why.into()) }
+            }
         })
         .collect()
 }
@@ -107,9 +109,9 @@ fn backend(
     now: Instant,
 ) -> BackendStatus {
     // What stands in the way on our side comes first: the probes only see its consequence.
-    let detail = engine.obstacle(spec.address).or_else(|| {
-        health.map(|h| h.detail.as_str().to_owned()).filter(|detail| !detail.is_empty())
-    });
+    let detail = engine
+        .obstacle(spec.address)
+        .or_else(|| health.map(|h| h.detail.as_str().to_owned()).filter(|detail| !detail.is_empty()));
     BackendStatus {
         name: spec.name.to_string(),
         address: spec.address,

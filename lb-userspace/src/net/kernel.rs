@@ -164,7 +164,9 @@ impl EventSocket {
         for group in BTreeSet::from(groups) {
             socket.add_membership(group as u32)?;
         }
-        Ok(Self { socket: AsyncFd::new(socket)?, buffer: Vec::with_capacity(DATAGRAM_BYTES) })
+        // SAFETY: the socket owns its descriptor, always answers the same one, and lives inside the `AsyncFd`.
+        let socket = unsafe { AsyncFd::register(socket)? };
+        Ok(Self { socket, buffer: Vec::with_capacity(DATAGRAM_BYTES) })
     }
 
     /// Waits for the next event. Cancel-safe.

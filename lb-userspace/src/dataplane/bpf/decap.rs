@@ -49,11 +49,13 @@ fn fill(ebpf: &mut Ebpf, allow: &[(IpAddr, u8)]) -> Result<(), MapError> {
     for (address, prefix) in allow {
         match address {
             IpAddr::V4(a) => {
-                let mut list: LpmTrie<&mut MapData, [u8; 4], u8> = ebpf.map_mut("ALLOW4").expect("lb-ebpf defines it").try_into()?;
+                let mut list: LpmTrie<&mut MapData, [u8; 4], u8> =
+                    ebpf.map_mut("ALLOW4").expect("lb-ebpf defines it").try_into()?;
                 list.insert(&Key::new(u32::from(*prefix), a.octets()), 1, 0)?;
             }
             IpAddr::V6(a) => {
-                let mut list: LpmTrie<&mut MapData, [u8; 16], u8> = ebpf.map_mut("ALLOW6").expect("lb-ebpf defines it").try_into()?;
+                let mut list: LpmTrie<&mut MapData, [u8; 16], u8> =
+                    ebpf.map_mut("ALLOW6").expect("lb-ebpf defines it").try_into()?;
                 list.insert(&Key::new(u32::from(*prefix), a.octets()), 1, 0)?;
             }
         }

@@ -58,11 +58,7 @@ pub fn load(limits: &Limits) -> Result<(BpfMaps, BpfProgram), LoadError> {
 
 impl BpfProgram {
     /// Attaches the program to an interface; `Auto` tries the driver first and says why when it had to go without.
-    pub fn attach(
-        &mut self,
-        ifindex: u32,
-        mode: Wanted,
-    ) -> Result<Attached, AttachError> {
+    pub fn attach(&mut self, ifindex: u32, mode: Wanted) -> Result<Attached, AttachError> {
         match mode {
             Wanted::Native => self.attach_as(ifindex, XdpMode::Driver).map(|()| native()),
             Wanted::Generic => {

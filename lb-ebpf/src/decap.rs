@@ -4,6 +4,7 @@
 #![no_std]
 #![no_main]
 #![expect(missing_docs, reason = "the xdp macro adds a public function without any")]
+#![expect(clippy::needless_pass_by_value, reason = "the xdp macro passes the context so")]
 
 use aya_ebpf::{
     bindings::xdp_action,

@@ -1,5 +1,7 @@
 //! Packets through the real program: bytes in, action, exact bytes out, exactly one counter moved.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::net::IpAddr;
 
 use lb_common::outcome::Outcome::{self, *};
@@ -52,6 +54,7 @@ fn to_backend(frame: &[u8], backend: &str) -> Vec<u8> {
 type Row = (&'static str, Packet, Outcome, &'static str);
 
 /// Frames that `l2` sends on unchanged but for the MACs, and frames that are not sent.
+#[expect(clippy::too_many_lines, reason = "a table, a line a row")]
 fn rows() -> Vec<Row> {
     let udp4 = || Packet::ipv4(CLIENT4, V4).udp(5353, 53).payload(b"query");
     let from = |source: [u8; 4]| Packet::ipv4(source, V4).tcp(1, 80).syn();
@@ -177,10 +180,13 @@ fn encapsulated(frame: &[u8], tags: usize, tos: u8, backend: IpAddr) -> Vec<u8> 
     [&next_hop_mac(backend)[..], &OWN_MAC, tag_bytes, &outer[12..], &inner[inner_len..]].concat()
 }
 
+/// What it is, the packet to a port, and how many VLAN tags it has.
+type Mix = (&'static str, fn(u16) -> Packet, usize);
+
 #[test]
 fn ipip_puts_a_right_header_in_front_in_all_four_mixes() {
     let mut prog = Prog::new(CONFIG);
-    let packets: [(&str, fn(u16) -> Packet, usize); 9] = [
+    let packets: [Mix; 9] = [
         ("SYN", |p| tcp4(p).syn(), 0),
         ("TOS and ECN", |p| tcp4(p).syn().tos(0xb9), 0),
         ("data", |p| tcp4(p).ack(1).payload(&[9; 1400]), 0),

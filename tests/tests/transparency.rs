@@ -1,5 +1,7 @@
 //! What is not ours passes byte for byte; what is ours never leaves broken, whatever it looks like.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use lb_common::outcome::Outcome;
 use lb_tests::{
     packet::{Generator, describe, verify},
@@ -21,6 +23,8 @@ const OTHERS: [&str; 4] =
     ["203.0.113.200:80", "198.51.100.77:80", "[2001:db8:ffff::777]:80", "[2001:db9:1::eeee]:53"];
 const OURS: [&str; 5] =
     ["192.0.2.10:80", "192.0.2.10:53", "[2001:db8::10]:80", "[2001:db8::10]:53", "192.0.2.20:443"];
+
+const PACKETS: u64 = 20_000;
 
 fn addresses(texts: &[&str]) -> Vec<std::net::SocketAddr> {
     texts.iter().map(|t| t.parse().unwrap()).collect()
@@ -59,7 +63,6 @@ fn whatever_comes_to_a_service_is_sent_whole_or_not_at_all() {
     let mut generator = Generator::new(3, &addresses(&OURS));
     let before: u64 = prog.engine.dataplane().outcomes().unwrap().iter().sum();
     let (mut sent, mut sound) = (0u64, 0u64);
-    const PACKETS: u64 = 20_000;
     for _ in 0..PACKETS {
         let frame = generator.next();
         let was_sound = verify(&frame).is_ok();

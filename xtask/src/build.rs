@@ -23,7 +23,7 @@ const TARGET: &str = "bpfel-unknown-none";
 const OBJECTS: [&str; 2] = ["balancer", "decap"];
 
 /// Builds everything; answers the path of `xlb`.
-pub fn run(args: &Args) -> Result<PathBuf> {
+pub fn run(args: Args) -> Result<PathBuf> {
     objects()?;
     let mut command = cargo();
     command.args(["build", "--package", "lb-userspace"]);

@@ -33,7 +33,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup => setup::everything(),
-        Command::Build(args) => build::run(&args).map(drop),
+        Command::Build(args) => build::run(args).map(drop),
         Command::Test(args) => test::run(&args),
         Command::Lint => test::lint(),
     };

@@ -112,9 +112,10 @@ impl Controller {
 
     /// Notes an event and logs it.
     pub fn event(&mut self, kind: EventKind, about: Option<&BackendRef>, text: String) {
-        match about {
-            Some(backend) => tracing::info!(%kind, %backend, "{text}"),
-            None => tracing::info!(%kind, "{text}"),
+        if let Some(backend) = about {
+            tracing::info!(%kind, %backend, "{text}");
+        } else {
+            tracing::info!(%kind, "{text}");
         }
         let names = (about.map(|b| &*b.service), about.map(|b| &*b.backend));
         self.events.push((Instant::now(), SystemTime::now()), kind, names, text);

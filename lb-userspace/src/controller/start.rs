@@ -40,7 +40,7 @@ use crate::{
 /// `ready` waits for next hops at most this long after the first verdicts.
 const NEXT_HOPS_LIMIT: Duration = Duration::from_secs(1);
 /// `ready` waits for verdicts at most this long: a probe that fails for our own reasons never gives one.
-const VERDICTS_LIMIT: Duration = Duration::from_secs(60);
+const VERDICTS_LIMIT: Duration = Duration::from_mins(1);
 /// A watched change that only removes waits until the file has been still for so long.
 const REMOVAL_STILLNESS: Duration = Duration::from_millis(500);
 /// Between comparisons with the kernel's maps.
@@ -175,7 +175,7 @@ impl Loop<'_> {
                 _ = tick.tick() => {
                     self.controller.read_counters(Instant::now());
                     ticks += 1;
-                    if ticks % DRIFT_TICKS != 0 {
+                    if !ticks.is_multiple_of(DRIFT_TICKS) {
                         continue;
                     }
                     self.controller.check_drift();
@@ -245,7 +245,7 @@ impl Loop<'_> {
 
 /// When to look again although nothing happened.
 fn wake_at(controller: &Controller, ready: bool, started: Instant) -> Instant {
-    let far = Instant::now() + Duration::from_secs(3600);
+    let far = Instant::now() + Duration::from_hours(1);
     let limit = if ready {
         far
     } else if controller.has_verdicts() {

@@ -156,7 +156,7 @@ impl Book {
             entry.counts.flips += 1;
             let (health, reason, detail) =
                 (entry.tracker.health(), entry.tracker.reason(), entry.tracker.detail());
-            tracing::info!(backend = %key, %health, %reason, %detail, "health changed");
+            tracing::debug!(backend = %key, %health, %reason, %detail, "health changed");
         }
         if step.notable {
             publish(&mut self.unread, key, entry, step.previous, now);

@@ -28,7 +28,7 @@ use crate::config::spec::{
 };
 
 /// An id rests for so long before another backend gets it: longer than any packet is under way.
-const ID_QUARANTINE: Duration = Duration::from_secs(60);
+const ID_QUARANTINE: Duration = Duration::from_mins(1);
 /// TTL of outer IPv4 headers.
 const OUTER_TTL: u8 = 64;
 

@@ -68,10 +68,10 @@ impl BpfMaps {
             Op::WriteRing(base, ring) => self.store(*base, (0..).zip(ring.iter().copied()))?,
             Op::WriteSlots(base, changes) => self.store(*base, changes.iter().copied())?,
             Op::PutService(ServiceKey::V4(key), service) => {
-                self.services4.insert(key, service, 0).map_err(text)?
+                self.services4.insert(key, service, 0).map_err(text)?;
             }
             Op::PutService(ServiceKey::V6(key), service) => {
-                self.services6.insert(key, service, 0).map_err(text)?
+                self.services6.insert(key, service, 0).map_err(text)?;
             }
             Op::DeleteService(ServiceKey::V4(key)) => gone_is_fine(self.services4.remove(key))?,
             Op::DeleteService(ServiceKey::V6(key)) => gone_is_fine(self.services6.remove(key))?,
@@ -125,11 +125,11 @@ impl BpfMaps {
             let slots = words[span].iter().map(|w| Slot::from_word(w.load(Ordering::Relaxed)));
             tables.rings.insert(*base, slots.collect());
         }
-        for entry in self.services4.iter() {
+        for entry in &self.services4 {
             let (key, service) = entry?;
             tables.services.insert(ServiceKey::V4(key), service);
         }
-        for entry in self.services6.iter() {
+        for entry in &self.services6 {
             let (key, service) = entry?;
             tables.services.insert(ServiceKey::V6(key), service);
         }

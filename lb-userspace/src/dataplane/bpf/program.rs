@@ -2,7 +2,7 @@
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{Link as _, TestRun as _, TestRunOptions, Xdp, XdpMode, xdp::XdpLinkId},
+    programs::{TestRun as _, TestRunOptions, Xdp, XdpMode, xdp::XdpLinkId},
 };
 use lb_common::abi::{self, maps};
 use std::{collections::BTreeMap, io};
@@ -91,7 +91,7 @@ impl BpfProgram {
     pub fn detach(&mut self, ifindex: u32) {
         if let Some(link) = self.links.remove(&ifindex) {
             // What can fail here is that the interface is gone, and the program with it.
-            let _ = program(&mut self.ebpf).take_link(link).map(|link| link.detach());
+            let _ = program(&mut self.ebpf).take_link(link).map(aya::programs::Link::detach);
         }
     }
 

@@ -73,7 +73,7 @@ impl Xlb {
         self.kill()?;
         let mut command = self.netns.command(&self.binary);
         command.args(["run", "--config"]).arg(&self.config);
-        command.arg("--pin-dir").arg(&self.pin_dir).arg("--socket").arg(self.socket()).args(&self.arguments);
+        command.arg("--socket").arg(self.socket()).args(&self.arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = spawn(command).with_context(|| format!("start {}", self.binary.display()))?;
         let stderr = child.stderr.take().context("no stderr")?;

@@ -163,7 +163,8 @@ fn backend_row(backend: &BackendStatus, leaving: bool) -> [Cell; COLUMNS] {
     };
     let mut reason = escape(&backend.reason).into_owned();
     if let Some(detail) = &backend.detail
-        && backend.health != Health::Up
+        // A healthy one that is wanted and gets nothing: what stands in the way is on our side.
+        && (backend.health != Health::Up || (backend.state == AdminState::Active && backend.wanted_share == 0.0))
     {
         // Writing to a `String` does not fail.
         let _ = write!(reason, ": {}", escape(&shorten(detail)));

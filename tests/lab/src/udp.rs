@@ -22,6 +22,9 @@ pub struct UdpRound {
     pub moved: u64,
 }
 
+/// Datagrams under way at once: a veth with an XDP program queues 256 packets and drops what comes on top.
+const AT_ONCE: usize = 64;
+
 /// UDP flows from distinct source ports.
 #[derive(Debug)]
 pub struct UdpFlows {
@@ -45,24 +48,26 @@ impl UdpFlows {
         Ok(Self { flows: flows.with_context(|| format!("open udp flows to {to}"))?, rounds: 0 })
     }
 
-    /// Sends a datagram on each flow, then collects answers for at most `timeout` in all.
+    /// Sends a datagram on each flow, some at a time, and collects answers for at most `timeout` in all.
     pub fn round(&mut self, timeout: Duration) -> Result<UdpRound> {
         self.rounds += 1;
         let payload = self.rounds.to_string();
-        for (socket, _) in &self.flows {
-            // A refusal by ICMP of an earlier datagram shows here; it is a loss, which the receiving half counts.
-            let _ = socket.send(payload.as_bytes());
-        }
         let deadline = Instant::now() + timeout;
         let mut round = UdpRound::default();
-        for (socket, last) in &mut self.flows {
-            let Some(server) = answer(socket, &payload, deadline)? else {
-                round.lost += 1;
-                continue;
-            };
-            round.moved += u64::from(last.as_ref().is_some_and(|last| *last != server));
-            *round.by_server.entry(server.clone()).or_default() += 1;
-            *last = Some(server);
+        for some in self.flows.chunks_mut(AT_ONCE) {
+            for (socket, _) in &*some {
+                // A refusal by ICMP of an earlier datagram shows here; it is a loss, which the receiving half counts.
+                let _ = socket.send(payload.as_bytes());
+            }
+            for (socket, last) in some {
+                let Some(server) = answer(socket, &payload, deadline)? else {
+                    round.lost += 1;
+                    continue;
+                };
+                round.moved += u64::from(last.as_ref().is_some_and(|last| *last != server));
+                *round.by_server.entry(server.clone()).or_default() += 1;
+                *last = Some(server);
+            }
         }
         Ok(round)
     }

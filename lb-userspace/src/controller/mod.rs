@@ -55,7 +55,8 @@ pub struct Controller {
     engine: Engine,
     attach: Box<dyn Attach>,
     attachments: Attachments,
-    links: BTreeMap<String, LinkInfo>,
+    /// `None` until the first news of the network.
+    links: Option<BTreeMap<String, LinkInfo>>,
     checks: HealthChecks,
     net: NetHandle,
     config_path: PathBuf,
@@ -86,7 +87,7 @@ impl Controller {
             engine,
             attach,
             attachments: Attachments::default(),
-            links: BTreeMap::new(),
+            links: None,
             checks,
             net,
             config_path: loaded.file.clone(),
@@ -149,7 +150,8 @@ impl Controller {
     /// Attachments follow the configuration and what interfaces there are.
     fn follow_interfaces(&mut self) -> Vec<Change> {
         let spec = Arc::clone(self.engine.spec());
-        let changes = self.attachments.update(&spec.interfaces, &self.links, &mut *self.attach);
+        let Some(links) = &self.links else { return Vec::new() };
+        let changes = self.attachments.update(&spec.interfaces, links, &mut *self.attach);
         self.engine.set_devices(self.attachments.devices());
         for change in &changes {
             self.event(EventKind::Dataplane, None, change.to_string());
@@ -159,7 +161,7 @@ impl Controller {
 
     /// News of the network. Answers what changed of the attachments.
     pub fn on_net(&mut self, event: &NetEvent) -> Vec<Change> {
-        self.links.clone_from(&event.links);
+        self.links = Some(event.links.clone());
         let before: BTreeMap<_, _> = self.obstacles();
         self.engine.set_next_hops(event.next_hops.clone());
         let changes = self.follow_interfaces();

@@ -3,7 +3,12 @@
 //! Each command prints what it runs; root is needed only where it says so.
 
 mod build;
+mod control;
+mod lab;
+mod run;
 mod setup;
+mod story;
+mod table;
 mod test;
 mod tool;
 
@@ -24,6 +29,16 @@ enum Command {
     Setup,
     /// Builds the eBPF objects and a complete `xlb` in target/debug or target/release
     Build(build::Args),
+    /// Runs xlb: in a lab of network namespaces (no NIC needed), or on this host; needs root
+    Run(run::RunArgs),
+    /// Acts on a running lab: kill, start, pause, cut a server, talk to the service
+    Lab(lab::LabArgs),
+    /// A test server of the lab
+    #[command(hide = true, name = lab::SERVER_COMMAND)]
+    LabServer {
+        /// Its name and addresses
+        words: Vec<String>,
+    },
     /// Runs every test; needs root
     Test(test::Args),
     /// Format and clippy, warnings as errors, for the host and for BPF
@@ -34,6 +49,9 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Setup => setup::everything(),
         Command::Build(args) => build::run(args).map(drop),
+        Command::Run(args) => run::run(args),
+        Command::Lab(args) => lab::run(args),
+        Command::LabServer { words } => return lb_lab::server::main(words),
         Command::Test(args) => test::run(&args),
         Command::Lint => test::lint(),
     };

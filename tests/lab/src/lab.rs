@@ -1,6 +1,7 @@
 //! The whole lab: network, servers and a controller.
 
 use std::{
+    fmt::Write as _,
     fs,
     io::{BufRead as _, BufReader},
     net::{IpAddr, SocketAddr},
@@ -202,11 +203,11 @@ impl Lab {
     pub fn describe(&self) -> String {
         let mut text = self.topology.describe();
         if let Some(xlb) = &self.xlb {
-            text += &match xlb.status() {
-                Ok(status) => format!("--- xlb status\n{:#}\n", status.0),
-                Err(error) => format!("--- xlb status: {error:#}\n"),
+            let _ = match xlb.status() {
+                Ok(status) => writeln!(text, "--- xlb status\n{:#}", status.0),
+                Err(error) => writeln!(text, "--- xlb status: {error:#}"),
             };
-            text += &format!("--- xlb log\n{}", xlb.last_log());
+            let _ = write!(text, "--- xlb log\n{}", xlb.last_log(40));
         }
         text
     }

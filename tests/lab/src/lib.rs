@@ -48,11 +48,16 @@ pub const ECHO_V4: SocketAddr = SocketAddr::new(IpAddr::V4(SERVICE_V4), ECHO_POR
 /// The service's echo (TCP and UDP), IPv6.
 pub const ECHO_V6: SocketAddr = SocketAddr::new(IpAddr::V6(SERVICE_V6), ECHO_PORT);
 
+/// Whether this process may make namespaces and load programs.
+pub fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
+}
+
 /// Whether a test that needs root can run.
 ///
 /// `false` prints why the test is skipped; with `XLB_REQUIRE_ROOT=1` (set by `cargo xtask test`) it panics instead.
 pub fn root_or_skip() -> bool {
-    if rustix::process::geteuid().is_root() {
+    if is_root() {
         return true;
     }
     let required = std::env::var_os("XLB_REQUIRE_ROOT").is_some_and(|v| v == "1");

@@ -25,10 +25,12 @@ use rustix::{
 
 use crate::process::run_ip;
 
-/// Where directories of running labs are: `<pid>-<n>`.
-pub const RUN_DIR: &str = "/run/xlb-lab";
-/// Where their BPF pins are: `xlb-lab-<pid>-<n>`.
+/// Where the directories of running labs are.
+pub const RUN_DIR: &str = "/run";
+/// Where their BPF pins are.
 pub const BPF_DIR: &str = "/sys/fs/bpf";
+/// The names in both are `xlb-lab-<pid>-<n>`.
+pub const DIR_PREFIX: &str = "xlb-lab-";
 
 /// A number that no other lab, topology or namespace of this process has.
 pub fn unique() -> u32 {
@@ -110,12 +112,11 @@ impl NetnsHandle {
         .with_context(|| format!("enter namespace {}", self.name))
     }
 
-    /// A command that will run inside the namespace, in a process group of its own (so that Ctrl-C on the terminal
-    /// reaches only us). Start it with [`crate::process::spawn`], or it may die with the thread that started it.
+    /// A command that will run inside the namespace and dies with the thread that starts it: programs of a lab are
+    /// started from a thread that lives as long as the process.
     pub fn command(&self, program: impl AsRef<Path>) -> Command {
         let file = Arc::clone(&self.file);
         let mut command = Command::new(program.as_ref());
-        command.process_group(0);
         let enter = move || {
             move_into_link_name_space(file.as_fd(), Some(LinkNameSpaceType::Network))?;
             set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -167,8 +168,8 @@ pub fn sweep() {
         for name in stale("/run/netns", "xlb-") {
             remove(&name);
         }
-        for (dir, prefix) in [(RUN_DIR, ""), (BPF_DIR, "xlb-lab-")] {
-            for name in stale(dir, prefix) {
+        for dir in [RUN_DIR, BPF_DIR] {
+            for name in stale(dir, DIR_PREFIX) {
                 let path = Path::new(dir).join(name);
                 if let Err(error) = fs::remove_dir_all(&path) {
                     eprintln!("could not remove {}: {error}", path.display());
@@ -192,7 +193,7 @@ fn stale(dir: &str, prefix: &str) -> Vec<String> {
 }
 
 /// The process id in a name of the form `<prefix><pid>-...`.
-pub(crate) fn owner(name: &str, prefix: &str) -> Option<u32> {
+pub fn owner(name: &str, prefix: &str) -> Option<u32> {
     name.strip_prefix(prefix)?.split_once('-')?.0.parse().ok()
 }
 

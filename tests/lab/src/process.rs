@@ -16,11 +16,12 @@ use anyhow::{Context as _, Result, bail};
 
 type Job = (Command, mpsc::SyncSender<io::Result<Child>>);
 
-/// Starts a child from a thread that lives as long as the process.
+/// Starts a child from a thread that lives as long as the process, in a process group of its own: Ctrl-C on the
+/// terminal reaches only us, and we end our children in order.
 ///
 /// A parent-death signal is sent when the *thread* that forked ends, so children that are to live longer than their
 /// caller's thread must not be started from it.
-pub fn spawn(command: Command) -> io::Result<Child> {
+pub fn spawn(mut command: Command) -> io::Result<Child> {
     static SPAWNER: OnceLock<mpsc::Sender<Job>> = OnceLock::new();
     let spawner = SPAWNER.get_or_init(|| {
         let (sender, jobs) = mpsc::channel::<Job>();
@@ -33,10 +34,11 @@ pub fn spawn(command: Command) -> io::Result<Child> {
         });
         sender
     });
+    command.process_group(0);
     let (answer, result) = mpsc::sync_channel(1);
-    let gone = |_| io::Error::other("the spawner thread is gone");
-    spawner.send((command, answer)).map_err(|_| gone(()))?;
-    result.recv().map_err(|_| gone(()))?
+    let gone = || io::Error::other("the spawner thread is gone");
+    spawner.send((command, answer)).map_err(|_| gone())?;
+    result.recv().map_err(|_| gone())?
 }
 
 /// Runs `ip` with these arguments.

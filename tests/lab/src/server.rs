@@ -25,7 +25,7 @@ const STACK: usize = 128 * 1024;
 const BACKLOG: i32 = 4096;
 /// No request line or header is longer, no client is quieter.
 const LONGEST_LINE: u64 = 8 * 1024;
-const QUIETEST: Duration = Duration::from_secs(120);
+const QUIETEST: Duration = Duration::from_mins(2);
 
 /// What it prints on standard output when it listens.
 pub const LISTENING: &str = "listening";

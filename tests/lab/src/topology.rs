@@ -102,7 +102,7 @@ pub struct Topology {
 impl Topology {
     /// Builds it.
     pub fn build(config: TopologyConfig) -> Result<Self> {
-        if !rustix::process::geteuid().is_root() {
+        if !crate::is_root() {
             bail!("network namespaces need root: run it with sudo");
         }
         let group = unique();

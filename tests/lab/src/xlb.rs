@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    netns::{BPF_DIR, NetnsHandle, RUN_DIR, unique},
+    netns::{BPF_DIR, DIR_PREFIX, NetnsHandle, RUN_DIR, unique},
     process::{check, spawn},
     status::Status,
     stop, wait_for,
@@ -53,13 +53,13 @@ impl Xlb {
         arguments: &[String],
     ) -> Result<Self> {
         let id = format!("{}-{}", std::process::id(), unique());
-        let dir = Path::new(RUN_DIR).join(&id);
+        let dir = Path::new(RUN_DIR).join(format!("{DIR_PREFIX}{id}"));
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
         let config = config.map_or_else(|| dir.join("lab.yaml"), Path::to_owned);
         Ok(Self {
             binary: binary.to_owned(),
             netns,
-            pin_dir: Path::new(BPF_DIR).join(format!("xlb-lab-{id}")),
+            pin_dir: Path::new(BPF_DIR).join(format!("{DIR_PREFIX}{id}")),
             dir,
             config,
             arguments: arguments.to_vec(),
@@ -96,11 +96,16 @@ impl Xlb {
         match ended {
             Some(None) => Ok(start.elapsed()),
             Some(Some(status)) => {
-                bail!("xlb ended before it was ready ({status}); its log:\n{}", self.last_log())
+                bail!("xlb ended before it was ready ({status}); its log:\n{}", self.last_log(40))
             }
             None if stop::requested() => bail!("interrupted"),
-            None => bail!("xlb was not ready within {limit:?}; its log:\n{}", self.last_log()),
+            None => bail!("xlb was not ready within {limit:?}; its log:\n{}", self.last_log(40)),
         }
+    }
+
+    /// The program.
+    pub fn binary(&self) -> &Path {
+        &self.binary
     }
 
     /// The private socket.
@@ -138,11 +143,11 @@ impl Xlb {
         self.log.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|line| such(line))
     }
 
-    /// The last 40 lines of its log.
-    pub fn last_log(&self) -> String {
+    /// The last lines of the present process's log, indented.
+    pub fn last_log(&self, lines: usize) -> String {
         let log = self.log.lock().unwrap_or_else(PoisonError::into_inner);
-        let skip = log.len().saturating_sub(40);
-        log.iter().skip(skip).map(|line| format!("  {line}\n")).collect()
+        let skip = log.len().saturating_sub(lines);
+        log.iter().skip(skip).flat_map(|line| ["  ", line, "\n"]).collect()
     }
 
     /// How the process ended, if it did by itself.

@@ -1,5 +1,7 @@
 //! The network without a controller: the client's route leads straight to a server where the balancer would be.
 
+#![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
 use std::{
     net::SocketAddr,
     path::Path,
@@ -136,7 +138,7 @@ fn long_connections_report_exactly_who_broke_and_who_stalled() {
     wait_for(5 * SECOND, || (long.report().exchanged > before + 200).then_some(())).expect("s2 goes on");
     let report = long.report();
     assert_eq!((report.alive_total(), report.broken_of("s1"), report.broken.len()), (80, 40, 40), "{report}");
-    assert!(report.max_stall["s2"] >= pause - Duration::from_millis(60), "{report}");
+    assert!(report.max_stall["s2"] >= Duration::from_millis(340), "{report}");
     assert!(report.max_stall["s3"] < report.max_stall["s2"], "{report}");
 }
 

@@ -11,7 +11,8 @@ use lb_lab::{ConfigSource, Forward, Lab, LabConfig, ServerProgram, Status, Topol
 pub fn xlb() -> PathBuf {
     std::env::var_os("XLB_BIN").map_or_else(
         || {
-            lb_lab::beside_this_binary("xlb", "build it with `cargo xtask build`").unwrap_or_else(|e| panic!("{e:#}"))
+            lb_lab::beside_this_binary("xlb", "build it with `cargo xtask build`")
+                .unwrap_or_else(|e| panic!("{e:#}"))
         },
         PathBuf::from,
     )

@@ -8,7 +8,8 @@ use std::{
 };
 
 use lb_lab::{
-    ECHO_V4, ECHO_V6, HTTP_V4, HTTP_V6, Lab, LongConns, Tally, TopologyConfig, Traffic, UdpFlows, root_or_skip,
+    ECHO_V4, ECHO_V6, HTTP_V4, HTTP_V6, Lab, LongConns, Tally, TopologyConfig, Traffic, UdpFlows,
+    root_or_skip,
 };
 use lb_tests::net::{Config, ipip, lab, wait_status};
 
@@ -149,7 +150,11 @@ fn a_killed_server_is_left_within_seven_tenths_of_a_second_and_comes_back() {
     lab.kill("s2").unwrap();
     assert_no_failure_after(&lab, &traffic, Instant::now(), Duration::from_millis(700), "s2");
     let report = long.report();
-    assert_eq!(report.broken.len(), report.broken_of("s2"), "only the dead server's connections broke: {report}");
+    assert_eq!(
+        report.broken.len(),
+        report.broken_of("s2"),
+        "only the dead server's connections broke: {report}"
+    );
     assert!(report.alive_total() >= 80, "{report}");
 
     lab.start_server("s2").unwrap();

@@ -78,7 +78,10 @@ fn every_obstacle_has_its_own_message_and_status_and_leaves_no_trace() {
     // The namespace is entered as root; only then is root given up.
     let in_tmp = dir.path().join("nobody.sock");
     let mut nobody = netns.command("setpriv");
-    nobody.args(["--reuid", "65534", "--regid", "65534", "--clear-groups"]).arg(xlb()).args(["run", "--config"]);
+    nobody
+        .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
+        .arg(xlb())
+        .args(["run", "--config"]);
     let output = nobody.arg(&config).arg("--socket").arg(&in_tmp).output().unwrap();
     expect("no root", output, 77, &["permission denied", "CAP_BPF"]);
 

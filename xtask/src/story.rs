@@ -124,7 +124,7 @@ impl Story {
         self.lab.start_server("s2")?;
         self.health("s2", "up", LONGEST_RETURN)?;
         self.shares(&["s1", "s2", "s3"])?;
-        self.no_losses(began, &long)
+        self.ring_changed(began, &long)
     }
 
     fn cut_off(&mut self) -> Result<()> {
@@ -145,7 +145,7 @@ impl Story {
         self.lab.uncut("s3")?;
         self.health("s3", "up", LONGEST_RETURN)?;
         self.shares(&["s1", "s2", "s3"])?;
-        self.no_losses(began, &long)
+        self.ring_changed(began, &long)
     }
 
     fn fourth_server(&mut self) -> Result<()> {
@@ -157,7 +157,7 @@ impl Story {
         self.lab.write_config(&edited(&text, "# - {name: s4,", "- {name: s4,")?)?;
         self.health(&name, "up", LONGEST_RETURN)?;
         self.shares(&["s1", "s2", "s3", "s4"])?;
-        self.no_losses(began, &long)
+        self.ring_changed(began, &long)
     }
 
     fn broken_file(&mut self) -> Result<()> {
@@ -248,15 +248,27 @@ impl Story {
 
     /// Neither the steady traffic from `began` nor a long connection lost anything.
     fn no_losses(&mut self, began: Instant, long: &LongConns) -> Result<()> {
+        self.no_failures(began);
+        let report = moving(long)?;
+        let held = report.broken.is_empty() && report.strays == 0 && calm(&report, "");
+        self.check(held, format!("long connections: {report}"));
+        Ok(())
+    }
+
+    /// The steady traffic from `began` lost nothing. Open connections on slots that changed their server end: flows
+    /// are not tracked yet, so that is told and not judged.
+    fn ring_changed(&mut self, began: Instant, long: &LongConns) -> Result<()> {
+        self.no_failures(began);
+        println!("           long connections, of which those on slots that moved end: {}", moving(long)?);
+        Ok(())
+    }
+
+    fn no_failures(&mut self, began: Instant) {
         let mut tally = Tally::default();
         for record in self.traffic.take().into_iter().filter(|record| record.start >= began) {
             tally.record(record.result, record.took);
         }
         self.check(tally.failed() == 0 && tally.answered() > 0, format!("steady traffic: {tally}"));
-        let report = moving(long)?;
-        let held = report.broken.is_empty() && report.strays == 0 && calm(&report, "");
-        self.check(held, format!("long connections: {report}"));
-        Ok(())
     }
 
     /// Of the long connections all to `dead` broke and no other.

@@ -60,6 +60,8 @@ pub struct Controller {
     checks: HealthChecks,
     net: NetHandle,
     config_path: PathBuf,
+    /// Given on the command line instead of the file's.
+    socket: Option<PathBuf>,
     generation: u64,
     reloads: u64,
     last_error: Option<String>,
@@ -91,6 +93,7 @@ impl Controller {
             checks,
             net,
             config_path: loaded.file.clone(),
+            socket: None,
             generation: 1,
             reloads: 0,
             last_error: None,
@@ -104,6 +107,11 @@ impl Controller {
         };
         controller.follow_spec();
         controller
+    }
+
+    /// The socket was given on the command line: what the file says of it does not count.
+    pub fn override_socket(&mut self, socket: Option<PathBuf>) {
+        self.socket = socket;
     }
 
     /// The configuration in force.
@@ -270,7 +278,10 @@ impl Controller {
                 self.last_error = Some(error.clone());
                 reply.errors.push(error);
             }
-            Ok(loaded) => {
+            Ok(mut loaded) => {
+                if let Some(socket) = &self.socket {
+                    loaded.spec.admin.socket.clone_from(socket);
+                }
                 reply.warnings = loaded.warnings.iter().map(ToString::to_string).collect();
                 self.apply_loaded(loaded, consent, now, &mut reply);
             }

@@ -85,6 +85,7 @@ pub async fn run(options: &Options) -> Result<()> {
     let engine = Engine::new(spec, Box::new(maps));
     let mut controller =
         Controller::new(&loaded, engine, Box::new(program), checks, net.clone(), Instant::now());
+    controller.override_socket(options.socket.clone());
 
     let first = net.changed().await.context("read interfaces and routes by netlink")?;
     warn_about_interfaces(&loaded, &first);

@@ -123,6 +123,18 @@ fn backends_behind_a_second_interface_are_redirected_to() {
     assert!(detail.contains("is behind eth1, which is not among `interfaces`"), "{detail}");
 }
 
+#[test]
+fn generic_mode_works_and_is_told() {
+    if !root_or_skip() {
+        return;
+    }
+    let config = Config { interfaces: "[{name: eth0, mode: generic}]", ..Config::new(V4, 3) };
+    let lab = lab(TopologyConfig::default(), &config.text());
+    let tally = burst(&lab, HTTP_V4, 600);
+    assert_eq!(tally.by_server.len(), 3, "{tally}");
+    assert_eq!(lab.status().unwrap().0["interfaces"][0]["mode"], "generic");
+}
+
 /// After this long, every new connection succeeds.
 fn assert_no_failure_after(lab: &Lab, traffic: &Traffic, event: Instant, limit: Duration, gone: &str) {
     std::thread::sleep(limit + SECOND);

@@ -20,7 +20,6 @@ mod status;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -29,6 +28,7 @@ use self::{
     attach::{Attach, Attachments, Change},
     counters::Counters,
     engine::{Engine, backend_ref},
+    start::Options,
 };
 use crate::{
     api::{
@@ -59,9 +59,7 @@ pub struct Controller {
     links: Option<BTreeMap<String, LinkInfo>>,
     checks: HealthChecks,
     net: NetHandle,
-    config_path: PathBuf,
-    /// Given on the command line instead of the file's.
-    socket: Option<PathBuf>,
+    options: Options,
     generation: u64,
     reloads: u64,
     last_error: Option<String>,
@@ -78,7 +76,7 @@ pub struct Controller {
 impl Controller {
     /// With a first valid configuration; nothing is attached or probed yet.
     pub fn new(
-        loaded: &Loaded,
+        options: Options,
         engine: Engine,
         attach: Box<dyn Attach>,
         checks: HealthChecks,
@@ -92,8 +90,7 @@ impl Controller {
             links: None,
             checks,
             net,
-            config_path: loaded.file.clone(),
-            socket: None,
+            options,
             generation: 1,
             reloads: 0,
             last_error: None,
@@ -107,11 +104,6 @@ impl Controller {
         };
         controller.follow_spec();
         controller
-    }
-
-    /// The socket was given on the command line: what the file says of it does not count.
-    pub fn override_socket(&mut self, socket: Option<PathBuf>) {
-        self.socket = socket;
     }
 
     /// The configuration in force.
@@ -278,10 +270,8 @@ impl Controller {
                 self.last_error = Some(error.clone());
                 reply.errors.push(error);
             }
-            Ok(mut loaded) => {
-                if let Some(socket) = &self.socket {
-                    loaded.spec.admin.socket.clone_from(socket);
-                }
+            Ok(loaded) => {
+                let loaded = self.options.adjust(loaded);
                 reply.warnings = loaded.warnings.iter().map(ToString::to_string).collect();
                 self.apply_loaded(loaded, consent, now, &mut reply);
             }
@@ -390,7 +380,7 @@ impl Controller {
         match request {
             Request::Status(reply) => drop(reply.send(self.status(now))),
             Request::Reload { consent, reply } => {
-                let content = config::load(&self.config_path).map_err(|e| e.to_string());
+                let content = config::load(&self.options.config).map_err(|e| e.to_string());
                 let answer = self.reload(content, agreed(consent), now);
                 drop(reply.send(answer));
             }
@@ -414,7 +404,7 @@ impl Controller {
         });
         Status {
             config: ConfigStatus {
-                path: self.config_path.display().to_string(),
+                path: self.options.config.display().to_string(),
                 generation: self.generation,
                 reloads: self.reloads,
                 last_error: self.last_error.clone(),

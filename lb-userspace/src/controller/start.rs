@@ -55,6 +55,16 @@ pub struct Options {
     pub socket: Option<PathBuf>,
 }
 
+impl Options {
+    /// The configuration with what was given on the command line instead.
+    pub fn adjust(&self, mut loaded: Loaded) -> Loaded {
+        if let Some(socket) = &self.socket {
+            loaded.spec.admin.socket.clone_from(socket);
+        }
+        loaded
+    }
+}
+
 impl Attach for BpfProgram {
     fn attach(&mut self, ifindex: u32, mode: XdpMode) -> Result<Attached, AttachError> {
         Self::attach(self, ifindex, mode)
@@ -69,10 +79,7 @@ impl Attach for BpfProgram {
 pub async fn run(options: &Options) -> Result<()> {
     // Before the file is read: a change after the reading is seen then.
     let watcher = Watcher::new(&options.config).context("watch the configuration file")?;
-    let mut loaded = config::load(&options.config)?;
-    if let Some(socket) = &options.socket {
-        loaded.spec.admin.socket.clone_from(socket);
-    }
+    let loaded = options.adjust(config::load(&options.config)?);
     for warning in &loaded.warnings {
         tracing::warn!("{}: {}", warning.place(), warning.message);
     }
@@ -84,8 +91,7 @@ pub async fn run(options: &Options) -> Result<()> {
     let (checks, health_events) = HealthChecks::new();
     let engine = Engine::new(spec, Box::new(maps));
     let mut controller =
-        Controller::new(&loaded, engine, Box::new(program), checks, net.clone(), Instant::now());
-    controller.override_socket(options.socket.clone());
+        Controller::new(options.clone(), engine, Box::new(program), checks, net.clone(), Instant::now());
 
     let first = net.changed().await.context("read interfaces and routes by netlink")?;
     warn_about_interfaces(&loaded, &first);
@@ -214,7 +220,8 @@ impl Loop<'_> {
         let FileEvent { content, still } = event;
         let parsed = content
             .map_err(|why| why.to_string())
-            .and_then(|text| config::parse(&text, &self.options.config).map_err(|e| e.to_string()));
+            .and_then(|text| config::parse(&text, &self.options.config).map_err(|e| e.to_string()))
+            .map(|loaded| self.options.adjust(loaded));
         match parsed {
             // A half-written file can look like one with less in it, or with a shorter last word.
             Ok(loaded)

@@ -47,14 +47,14 @@ impl Kernel {
     /// Reads the state of all links, addresses and neighbours.
     pub async fn dump(&self) -> anyhow::Result<Dump> {
         answered(async {
+            // One after the other: `execute` sends at once, and a socket takes no dump while another is under way (EBUSY).
             let links = collect(self.handle.link().get().execute(), decode::link);
+            let links = links.await.context("read the list of interfaces")?;
             let addresses = collect(self.handle.address().get().execute(), decode::address);
+            let addresses = addresses.await.context("read the list of addresses")?;
             let neighbours = collect(self.handle.neighbours().get().execute(), decode::neighbour);
-            Ok(Dump {
-                links: links.await.context("read the list of interfaces")?,
-                addresses: addresses.await.context("read the list of addresses")?,
-                neighbours: neighbours.await.context("read the list of neighbours")?,
-            })
+            let neighbours = neighbours.await.context("read the list of neighbours")?;
+            Ok(Dump { links, addresses, neighbours })
         })
         .await
     }

@@ -23,6 +23,7 @@ pub use lab::{ConfigSource, Lab, LabConfig};
 pub use long::{LongConns, LongReport};
 pub use netns::{Netns, NetnsHandle};
 pub use process::{ServerProgram, beside_this_binary};
+pub use rustix::process::Signal;
 pub use status::{Backend, Status};
 pub use topology::{Forward, SERVICE_V4, SERVICE_V6, Topology, TopologyConfig};
 pub use traffic::{Record, Traffic};

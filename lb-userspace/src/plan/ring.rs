@@ -20,7 +20,6 @@
 //!
 //! Figures and how to measure them: `docs/ring.md`.
 
-pub use cache::RingCache;
 
 use std::net::IpAddr;
 
@@ -375,6 +374,5 @@ pub fn table_checksum(ring: &[u16], members: &[Member]) -> String {
     format!("{:016x}", mix(fold))
 }
 
-mod cache;
 #[cfg(test)]
 mod tests;

@@ -34,6 +34,10 @@ const SHARE_TOLERANCE: f64 = 0.08;
 const LONG: usize = 60;
 /// A healthy connection waits no longer, whatever happens to others.
 const LONGEST_STALL: Duration = Duration::from_secs(1);
+/// The steady traffic of each step runs for so long after the dust has settled.
+const LINGER: Duration = Duration::from_secs(2);
+/// Its requests a second.
+const RATE: u32 = 100;
 /// Of one request.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -42,7 +46,7 @@ pub fn play(config: LabConfig) -> Result<()> {
     let start = Instant::now();
     println!("A client, a switch, a balancer with xlb, and three servers, all on this machine.");
     let Some(lab) = uninterrupted(Lab::start(config))? else { return Ok(()) };
-    let traffic = Traffic::start(lab.client(), &[HTTP_V4, HTTP_V6], 50);
+    let traffic = Traffic::start(lab.client(), &[HTTP_V4, HTTP_V6], RATE);
     let mut story = Story { lab, traffic, start, checks: 0, failed: Vec::new(), title: "" };
     let played = story.steps();
     if played.is_err() && !stop::requested() {
@@ -113,7 +117,7 @@ impl Story {
         let known = self.health("s2", "down", LONGEST_DETECTION)?;
         self.step("two absorb");
         self.shares(&["s1", "s3"])?;
-        self.losses(began, known);
+        self.losses(began, known)?;
         self.only_lost(&long, "s2")
     }
 
@@ -134,7 +138,7 @@ impl Story {
         self.lab.cut("s3")?;
         let known = self.health("s3", "down", LONGEST_DETECTION)?;
         self.shares(&["s1", "s2"])?;
-        self.losses(began, known);
+        self.losses(began, known)?;
         self.only_lost(&long, "s3")
     }
 
@@ -166,10 +170,10 @@ impl Story {
         let generation = self.lab.status()?.generation();
         let began = Instant::now();
         let text = self.config()?;
-        self.lab.write_config(&edited(&text, "forward: l2", "forwrad: l2")?)?;
+        self.lab.write_config(&edited(&text, "fall: 2 ", "fal: 2 ")?)?;
         let error = self.wait_status(LONGEST_RETURN, |status| status.last_error().map(str::to_owned))?;
         let first = error.as_deref().and_then(|text| text.lines().next()).unwrap_or("nothing");
-        self.check(error.as_ref().is_some_and(|text| text.contains("forwrad")), format!("xlb says: {first}"));
+        self.check(error.as_ref().is_some_and(|text| text.contains("fal")), format!("xlb says: {first}"));
         let now = self.lab.status()?;
         let same = now.generation() == generation && now.backends(SERVICE).len() == 4;
         self.check(same, format!("generation {generation} with four servers stays in force"));
@@ -236,18 +240,22 @@ impl Story {
     }
 
     /// The steady traffic from `began`: what was lost until the death was `known` is said, later nothing may be.
-    fn losses(&mut self, began: Instant, known: Instant) {
+    fn losses(&mut self, began: Instant, known: Instant) -> Result<()> {
+        linger()?;
         let (mut before, mut after) = (Tally::default(), Tally::default());
         for record in self.traffic.take().into_iter().filter(|record| record.start >= began) {
             let tally = if record.start < known + IN_FLIGHT { &mut before } else { &mut after };
             tally.record(record.result, record.took);
         }
         println!("           steady traffic until then: {before}");
-        self.check(after.failed() == 0, format!("steady traffic from then on: {after}"));
+        let held = after.failed() == 0 && after.answered() > 0;
+        self.check(held, format!("steady traffic from then on: {after}"));
+        Ok(())
     }
 
     /// Neither the steady traffic from `began` nor a long connection lost anything.
     fn no_losses(&mut self, began: Instant, long: &LongConns) -> Result<()> {
+        linger()?;
         let mut tally = Tally::default();
         for record in self.traffic.take().into_iter().filter(|record| record.start >= began) {
             tally.record(record.result, record.took);
@@ -296,6 +304,15 @@ fn calm(report: &LongReport, dead: &str) -> bool {
     report.max_stall.iter().all(|(server, stall)| server == dead || *stall < LONGEST_STALL)
 }
 
+/// Lets the steady traffic run on.
+fn linger() -> Result<()> {
+    let stopped = wait_for(LINGER, || stop::requested().then_some(()));
+    if stopped.is_some() {
+        bail!("interrupted");
+    }
+    Ok(())
+}
+
 fn evenly_on(tally: &Tally, servers: &[&str]) -> bool {
     let wanted = 1.0 / servers.len() as f64;
     tally.failed() == 0
@@ -336,7 +353,7 @@ mod tests {
         assert!(
             edited(text, "# - {name: s4,", "- {name: s4,").unwrap().contains("\n      - {name: s4, address")
         );
-        assert!(edited(text, "forward: l2", "forwrad: l2").is_ok());
+        assert!(edited(text, "fall: 2 ", "fal: 2 ").is_ok());
         assert!(edited(text, "nowhere", "").is_err());
     }
 }

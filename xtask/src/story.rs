@@ -34,6 +34,10 @@ const SHARE_TOLERANCE: f64 = 0.08;
 const LONG: usize = 60;
 /// A healthy connection waits no longer, whatever happens to others.
 const LONGEST_STALL: Duration = Duration::from_secs(1);
+/// The steady traffic of each step runs for so long after the dust has settled.
+const LINGER: Duration = Duration::from_secs(2);
+/// Its requests a second.
+const RATE: u32 = 100;
 /// Of one request.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -42,7 +46,7 @@ pub fn play(config: LabConfig) -> Result<()> {
     let start = Instant::now();
     println!("A client, a switch, a balancer with xlb, and three servers, all on this machine.");
     let Some(lab) = uninterrupted(Lab::start(config))? else { return Ok(()) };
-    let traffic = Traffic::start(lab.client(), &[HTTP_V4, HTTP_V6], 50);
+    let traffic = Traffic::start(lab.client(), &[HTTP_V4, HTTP_V6], RATE);
     let mut story = Story { lab, traffic, start, checks: 0, failed: Vec::new(), title: "" };
     let played = story.steps();
     if played.is_err() && !stop::requested() {
@@ -166,10 +170,10 @@ impl Story {
         let generation = self.lab.status()?.generation();
         let began = Instant::now();
         let text = self.config()?;
-        self.lab.write_config(&edited(&text, "forward: l2", "forwrad: l2")?)?;
+        self.lab.write_config(&edited(&text, "fall: 2 ", "fal: 2 ")?)?;
         let error = self.wait_status(LONGEST_RETURN, |status| status.last_error().map(str::to_owned))?;
         let first = error.as_deref().and_then(|text| text.lines().next()).unwrap_or("nothing");
-        self.check(error.as_ref().is_some_and(|text| text.contains("forwrad")), format!("xlb says: {first}"));
+        self.check(error.as_ref().is_some_and(|text| text.contains("fal")), format!("xlb says: {first}"));
         let now = self.lab.status()?;
         let same = now.generation() == generation && now.backends(SERVICE).len() == 4;
         self.check(same, format!("generation {generation} with four servers stays in force"));
@@ -228,11 +232,12 @@ impl Story {
         }
     }
 
-    /// New connections go to exactly these servers, in equal shares, and none fails.
+    /// New connections go to exactly these servers, in equal shares, and none fails. Then the steady traffic, which
+    /// is judged next, runs on for a while.
     fn shares(&mut self, servers: &[&str]) -> Result<()> {
         let tally = self.lab.client().burst(&[HTTP_V4, HTTP_V6], BURST, 16, TIMEOUT)?;
         self.check(evenly_on(&tally, servers), &tally);
-        Ok(())
+        linger()
     }
 
     /// The steady traffic from `began`: what was lost until the death was `known` is said, later nothing may be.
@@ -243,7 +248,8 @@ impl Story {
             tally.record(record.result, record.took);
         }
         println!("           steady traffic until then: {before}");
-        self.check(after.failed() == 0, format!("steady traffic from then on: {after}"));
+        let held = after.failed() == 0 && after.answered() > 0;
+        self.check(held, format!("steady traffic from then on: {after}"));
     }
 
     /// Neither the steady traffic from `began` nor a long connection lost anything.
@@ -308,6 +314,15 @@ fn calm(report: &LongReport, dead: &str) -> bool {
     report.max_stall.iter().all(|(server, stall)| server == dead || *stall < LONGEST_STALL)
 }
 
+/// Lets the steady traffic run on.
+fn linger() -> Result<()> {
+    let stopped = wait_for(LINGER, || stop::requested().then_some(()));
+    if stopped.is_some() {
+        bail!("interrupted");
+    }
+    Ok(())
+}
+
 fn evenly_on(tally: &Tally, servers: &[&str]) -> bool {
     let wanted = 1.0 / servers.len() as f64;
     tally.failed() == 0
@@ -348,7 +363,7 @@ mod tests {
         assert!(
             edited(text, "# - {name: s4,", "- {name: s4,").unwrap().contains("\n      - {name: s4, address")
         );
-        assert!(edited(text, "forward: l2", "forwrad: l2").is_ok());
+        assert!(edited(text, "fall: 2 ", "fal: 2 ").is_ok());
         assert!(edited(text, "nowhere", "").is_err());
     }
 }

@@ -3,7 +3,6 @@
 use std::{
     fmt::Write as _,
     fs,
-    io::{BufRead as _, BufReader},
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     process::{Child, Stdio},
@@ -11,18 +10,21 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
     HTTP_PORT,
     client::Client,
-    process::{ServerProgram, spawn},
+    process::{ServerProgram, spawn, wait_for_line},
     server::LISTENING,
     status::Status,
     topology::{Forward, Topology, TopologyConfig},
     xlb::Xlb,
 };
+
+/// A server or a decapsulator is ready in so long.
+const LONGEST_START: Duration = Duration::from_secs(10);
 
 /// Where the controller's configuration comes from.
 #[derive(Debug, Clone)]
@@ -227,16 +229,23 @@ impl Lab {
     /// Starts what runs on a new host.
     fn start_host(&mut self, number: usize) -> Result<()> {
         let config = self.topology.config();
-        let decap = match (&config.decap, config.forward) {
+        match (&config.decap, config.forward) {
             (Some(words), Forward::Ipip) => {
                 let (program, arguments) = words.split_first().context("no program to decapsulate with")?;
                 let mut command = self.topology.servers()[number].netns.command(program);
-                command.args(arguments).stdin(Stdio::null());
-                Some(spawn(command).with_context(|| format!("start {program}"))?)
+                command.args(arguments).stdin(Stdio::null()).stderr(Stdio::piped());
+                let mut decap = spawn(command).with_context(|| format!("start {program}"))?;
+                let ready = decap
+                    .stderr
+                    .take()
+                    .context("no stderr")
+                    .and_then(|stderr| wait_for_line(stderr, "ready", LONGEST_START));
+                // Into the lab first, so that it is ended whatever comes.
+                self.servers.push(Server { process: None, decap: Some(decap), paused: false });
+                ready.with_context(|| format!("start {program}"))?;
             }
-            _ => None,
-        };
-        self.servers.push(Server { process: None, decap, paused: false });
+            _ => self.servers.push(Server { process: None, decap: None, paused: false }),
+        }
         self.start_process(number)
     }
 
@@ -250,14 +259,9 @@ impl Lab {
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let what = || format!("start server {} ({})", host.name, self.program.program.display());
         let mut process = spawn(command).with_context(what)?;
-        let mut line = String::new();
-        let stdout = process.stdout.take().context("no stdout")?;
-        BufReader::new(stdout).read_line(&mut line).with_context(what)?;
+        let stdout = process.stdout.take().context("no stdout");
         self.servers[number].process = Some(process);
-        if line.trim() != LISTENING {
-            bail!("{}: it ended at once", what());
-        }
-        Ok(())
+        stdout.and_then(|stdout| wait_for_line(stdout, LISTENING, LONGEST_START)).with_context(what)
     }
 }
 

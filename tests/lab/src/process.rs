@@ -4,12 +4,13 @@ use std::{
     env,
     ffi::OsString,
     fs,
-    io::{self, Write as _},
+    io::{self, BufRead as _, BufReader, Read, Write as _},
     os::unix::process::CommandExt as _,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{OnceLock, mpsc},
     thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -72,6 +73,28 @@ pub fn output_text(program: &str, arguments: &[&str]) -> String {
         }
         Err(error) => format!("{program}: {error}\n"),
     }
+}
+
+/// Waits for a line of a child's output that starts with `start`; whatever comes later is read and forgotten, so that
+/// the child never waits for us.
+pub fn wait_for_line(output: impl Read + Send + 'static, start: &'static str, limit: Duration) -> Result<()> {
+    let (sender, lines) = mpsc::channel();
+    thread::spawn(move || {
+        for line in BufReader::new(output).lines().map_while(Result::ok) {
+            // Nobody listens any more after the line that was waited for.
+            let _ = sender.send(line);
+        }
+    });
+    let deadline = Instant::now() + limit;
+    let mut seen = String::new();
+    while let Ok(line) = lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+        if line.starts_with(start) {
+            return Ok(());
+        }
+        seen += &line;
+        seen.push('\n');
+    }
+    bail!("it did not say `{start}` within {limit:?}, or ended before; it said:\n{seen}")
 }
 
 /// Fails with what the command said unless it succeeded.

@@ -81,12 +81,14 @@ impl Attachments {
             let link = links.get(&spec.name).map(|link| link.ifindex);
             let wanted = self.wanted.entry(spec.name.clone()).or_insert_with(|| Wanted {
                 spec: spec.clone(),
-                state: Err(AttachError::NoInterface.to_string()),
+                // Not tried yet: the first failure is news.
+                state: Err(String::new()),
             });
             if let Ok((ifindex, _)) = wanted.state
                 && link != Some(ifindex)
             {
                 attach.detach(ifindex);
+                // `Gone` says it; that there is nothing to attach to is no further news.
                 wanted.state = Err(AttachError::NoInterface.to_string());
                 changes.push(Change::Gone(spec.name.clone()));
             }

@@ -5,7 +5,7 @@
 //! dataplane's, and time is a parameter.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::IpAddr,
     sync::Arc,
     time::Instant,
@@ -19,8 +19,9 @@ use crate::{
     health::{BackendRef, Health},
     net::{NextHop, NextHopState},
     plan::{
+        compile::most_of_a_family,
         compile::{CapacityError, Compiled, Compiler, Knowledge, Route},
-        diff::diff,
+        diff::{diff, services_go_first},
         tables::{Op, Tables},
     },
 };
@@ -92,15 +93,39 @@ impl Engine {
         &*self.dataplane
     }
 
-    /// Another configuration is wanted. What is known of backends that are in both stays known.
+    /// Another configuration is wanted. What is known of a server stays known as long as its service names it, under
+    /// whatever name; a server that took over another's name is another one.
     pub fn set_spec(&mut self, spec: Arc<Spec>) {
-        let known: BTreeSet<BackendRef> = backend_refs(&spec).collect();
-        self.health.retain(|key, _| known.contains(key));
+        self.forget_disabled();
+        let old: BTreeMap<Server, BackendRef> = servers(&self.spec).collect();
+        let old_states = states(&self.spec);
+        let (mut health, mut admin) = (BTreeMap::new(), BTreeMap::new());
+        for (server, key) in servers(&spec) {
+            let Some(old_key) = old.get(&server) else { continue };
+            health.extend(self.health.get(old_key).map(|known| (key.clone(), *known)));
+            admin.extend(self.admin.get(old_key).map(|state| (key, (*state, old_states[old_key]))));
+        }
+        self.health = health;
         // The file wins where it changes a backend that an operator had put into another state.
-        let old = states(&self.spec);
-        let new = states(&spec);
-        self.admin.retain(|key, _| new.get(key).is_some_and(|state| old.get(key) == Some(state)));
+        let states = states(&spec);
+        self.admin = admin
+            .into_iter()
+            .filter(|(key, (_, before))| states[key] == *before)
+            .map(|(key, (state, _))| (key, state))
+            .collect();
         self.spec = spec;
+    }
+
+    /// A disabled server is not probed: what was known of it is of the past when it is enabled.
+    fn forget_disabled(&mut self) {
+        let spec = Arc::clone(&self.spec);
+        for service in &spec.services {
+            for backend in &service.backends {
+                if self.admin(service, backend) == AdminState::Disabled {
+                    self.health.remove(&backend_ref(service, backend));
+                }
+            }
+        }
     }
 
     /// A verdict.
@@ -120,6 +145,7 @@ impl Engine {
 
     /// An operator's word, until the file says otherwise.
     pub fn set_admin(&mut self, key: BackendRef, state: AdminState) {
+        self.forget_disabled();
         self.admin.insert(key, state);
     }
 
@@ -159,7 +185,7 @@ impl Engine {
                 self.services_of.insert(backend.id, Arc::clone(&service.name));
             }
         }
-        let ops = diff(&self.applied, &self.compiled.tables);
+        let ops = self.make_room(diff(&self.applied, &self.compiled.tables));
         for op in &ops {
             self.apply(op)?;
         }
@@ -167,17 +193,29 @@ impl Engine {
         Ok(ops.len())
     }
 
+    /// A nearly full map cannot hold the services that come beside those that go.
+    fn make_room(&self, ops: Vec<Op>) -> Vec<Op> {
+        let (applied, wanted) = (&self.applied.services, &self.compiled.tables.services);
+        let coming = wanted.keys().filter(|key| !applied.contains_key(key));
+        let at_once = most_of_a_family(applied.keys().chain(coming));
+        if at_once > self.spec.limits.services as usize { services_go_first(ops) } else { ops }
+    }
+
     fn apply(&mut self, op: &Op) -> Result<(), ApplyError> {
         tracing::debug!(%op, "apply");
+        // No slot names a backend that is deleted, so its counters stand still; read first, so that a failure to do so
+        // leaves the operation to be tried again and no total ever falls.
+        let last = match op {
+            Op::DeleteBackend(id) => self.dataplane.backend_stats(&[*id])?.first().copied(),
+            _ => None,
+        };
         self.dataplane.apply(op)?;
         op.apply_to(&mut self.applied);
-        if let Op::DeleteBackend(id) = op {
-            // Its counters stay readable until the id is given away again.
-            let last = self.dataplane.backend_stats(&[*id])?;
-            if let (Some(service), Some(last)) = (self.services_of.remove(id), last.first()) {
-                let sum = self.left_behind.entry(service).or_default();
-                *sum = add(*sum, *last);
-            }
+        if let (Op::DeleteBackend(id), Some(last)) = (op, last)
+            && let Some(service) = self.services_of.remove(id)
+        {
+            let sum = self.left_behind.entry(service).or_default();
+            *sum = add(*sum, last);
         }
         Ok(())
     }
@@ -235,14 +273,20 @@ impl Engine {
     }
 }
 
-/// Every backend of a spec.
-pub fn backend_refs(spec: &Spec) -> impl Iterator<Item = BackendRef> + '_ {
-    spec.services.iter().flat_map(|service| service.backends.iter().map(move |b| backend_ref(service, b)))
-}
-
 /// The name of a backend.
 pub fn backend_ref(service: &ServiceSpec, backend: &BackendSpec) -> BackendRef {
     BackendRef { service: Arc::clone(&service.name), backend: Arc::clone(&backend.name) }
+}
+
+/// A server of a service, whatever it is called: service, address, port.
+type Server = (Arc<str>, IpAddr, Option<u16>);
+
+fn servers(spec: &Spec) -> impl Iterator<Item = (Server, BackendRef)> + '_ {
+    spec.services.iter().flat_map(|service| {
+        let server =
+            move |b: &BackendSpec| ((Arc::clone(&service.name), b.address, b.port), backend_ref(service, b));
+        service.backends.iter().map(server)
+    })
 }
 
 fn states(spec: &Spec) -> BTreeMap<BackendRef, AdminState> {

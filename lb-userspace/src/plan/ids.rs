@@ -89,13 +89,13 @@ mod tests {
     #[test]
     fn an_id_stays_and_is_reused_only_after_the_quarantine() {
         let start = Instant::now();
-        let mut ids = Ids::new(3, Duration::from_secs(60));
+        let mut ids = Ids::new(3, Duration::from_mins(1));
         assert_eq!(ids.get(&owner(1), start), Ok(1));
         assert_eq!(ids.get(&owner(2), start), Ok(2));
         assert_eq!(ids.get(&owner(1), start), Ok(1));
         ids.retain(&BTreeSet::from([2]), start);
         assert_eq!(ids.get(&owner(3), start + Duration::from_secs(59)), Err(NoId(2)));
-        assert_eq!(ids.get(&owner(3), start + Duration::from_secs(60)), Ok(1));
+        assert_eq!(ids.get(&owner(3), start + Duration::from_mins(1)), Ok(1));
         assert_eq!(ids.get(&owner(2), start), Ok(2));
     }
 

@@ -5,7 +5,7 @@
 //! dataplane's, and time is a parameter.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
     time::Instant,
@@ -14,7 +14,7 @@ use std::{
 use lb_common::backend::BackendStats;
 
 use crate::{
-    config::spec::{AdminState, BackendSpec, ServiceSpec, Spec},
+    config::spec::{AdminState, BackendSpec, Forward, ServiceSpec, Spec},
     dataplane::{ApplyError, Dataplane},
     health::{BackendRef, Health},
     net::{NextHop, NextHopState},
@@ -96,36 +96,24 @@ impl Engine {
     /// Another configuration is wanted. What is known of a server stays known as long as its service names it, under
     /// whatever name; a server that took over another's name is another one.
     pub fn set_spec(&mut self, spec: Arc<Spec>) {
-        self.forget_disabled();
-        let old: BTreeMap<Server, BackendRef> = servers(&self.spec).collect();
-        let old_states = states(&self.spec);
-        let (mut health, mut admin) = (BTreeMap::new(), BTreeMap::new());
-        for (server, key) in servers(&spec) {
-            let Some(old_key) = old.get(&server) else { continue };
-            health.extend(self.health.get(old_key).map(|known| (key.clone(), *known)));
-            admin.extend(self.admin.get(old_key).map(|state| (key, (*state, old_states[old_key]))));
-        }
-        self.health = health;
-        // The file wins where it changes a backend that an operator had put into another state.
-        let states = states(&spec);
-        self.admin = admin
-            .into_iter()
-            .filter(|(key, (_, before))| states[key] == *before)
-            .map(|(key, (state, _))| (key, state))
-            .collect();
+        (self.health, self.admin) = self.carried_over(&spec);
         self.spec = spec;
     }
 
-    /// A disabled server is not probed: what was known of it is of the past when it is enabled.
-    fn forget_disabled(&mut self) {
-        let spec = Arc::clone(&self.spec);
-        for service in &spec.services {
-            for backend in &service.backends {
-                if self.admin(service, backend) == AdminState::Disabled {
-                    self.health.remove(&backend_ref(service, backend));
-                }
+    /// What is known now, under the names of `spec`.
+    fn carried_over(&self, spec: &Spec) -> (BTreeMap<BackendRef, Health>, BTreeMap<BackendRef, AdminState>) {
+        let old: BTreeMap<Server, (BackendRef, AdminState)> = servers(&self.spec).collect();
+        let (mut health, mut admin) = (BTreeMap::new(), BTreeMap::new());
+        for (server, (key, state)) in servers(spec) {
+            let Some((old_key, old_state)) = old.get(&server) else { continue };
+            // The file wins where it changes a backend that an operator had put into another state.
+            let word = self.admin.get(old_key).filter(|_| state == *old_state);
+            admin.extend(word.map(|word| (key.clone(), *word)));
+            if *word.unwrap_or(&state) != AdminState::Disabled {
+                health.extend(self.health.get(old_key).map(|known| (key, *known)));
             }
         }
+        (health, admin)
     }
 
     /// A verdict.
@@ -145,7 +133,10 @@ impl Engine {
 
     /// An operator's word, until the file says otherwise.
     pub fn set_admin(&mut self, key: BackendRef, state: AdminState) {
-        self.forget_disabled();
+        if state == AdminState::Disabled {
+            // It is not probed from here on: what is known will be of the past when it is enabled.
+            self.health.remove(&key);
+        }
         self.admin.insert(key, state);
     }
 
@@ -163,8 +154,18 @@ impl Engine {
                 "{address} is behind {}, which is not among `interfaces`; add it there",
                 hop.interface
             )),
+            Some(NextHopState::Resolved(hop))
+                if hop.source.is_unspecified() && self.is_tunnelled_to(address) =>
+            {
+                Some(format!("this host has no address to reach {address} from; give {} one", hop.interface))
+            }
             Some(NextHopState::Resolved(_)) => None,
         }
+    }
+
+    fn is_tunnelled_to(&self, address: IpAddr) -> bool {
+        let ipip = self.spec.services.iter().filter(|s| s.forward == Forward::Ipip);
+        ipip.flat_map(|s| &s.backends).any(|b| b.address == address)
     }
 
     /// Whether all wanted next hops have been answered, one way or the other.
@@ -177,7 +178,8 @@ impl Engine {
     /// Makes the maps what they should be. Answers how many operations that took.
     pub fn reconcile(&mut self, now: Instant) -> Result<usize, ReconcileError> {
         let mut compiler = std::mem::replace(&mut self.compiler, Compiler::new(&self.spec.limits));
-        let compiled = self.compile(&mut compiler, &self.spec, now);
+        let known = |service: &ServiceSpec, backend: &BackendSpec| self.knowledge(service, backend);
+        let compiled = compiler.compile(&self.spec, &self.device_indexes(), &known, now);
         self.compiler = compiler;
         self.compiled = compiled?;
         for (service, compiled) in self.spec.services.iter().zip(&self.compiled.services) {
@@ -220,31 +222,52 @@ impl Engine {
         Ok(())
     }
 
-    /// Compiles a spec with what is known, without touching the maps.
-    fn compile(&self, compiler: &mut Compiler, spec: &Spec, now: Instant) -> Result<Compiled, CapacityError> {
-        let devices = self.devices.keys().copied().collect();
-        compiler.compile(spec, &devices, &|service, backend| self.knowledge(service, backend), now)
+    /// What the tables would be with another spec once its new servers are up; the maps and this engine stay as they
+    /// are.
+    pub fn preview(&self, spec: &Spec, now: Instant) -> Result<Compiled, CapacityError> {
+        let (health, admin) = self.carried_over(spec);
+        let probed: BTreeSet<Server> = servers(&self.spec)
+            .filter(|(_, (key, state))| self.admin.get(key).unwrap_or(state) != &AdminState::Disabled)
+            .map(|(server, _)| server)
+            .collect();
+        let known = |service: &ServiceSpec, backend: &BackendSpec| {
+            let key = backend_ref(service, backend);
+            let is_new = !probed.contains(&server(service, backend));
+            Knowledge {
+                admin: admin.get(&key).copied().unwrap_or(backend.state),
+                is_up: is_new || health.get(&key) == Some(&Health::Up),
+                route: self.route(service, backend.address).or(is_new.then_some(Route {
+                    ifindex: 0,
+                    next_hop: [0; 6],
+                    own: [0; 6],
+                    outer_source: backend.address,
+                })),
+            }
+        };
+        self.compiler.clone().compile(spec, &self.device_indexes(), &known, now)
     }
 
-    /// What the tables would be with another spec; the maps and this engine stay as they are.
-    pub fn preview(&self, spec: &Spec, now: Instant) -> Result<Compiled, CapacityError> {
-        self.compile(&mut self.compiler.clone(), spec, now)
+    fn device_indexes(&self) -> BTreeSet<u32> {
+        self.devices.keys().copied().collect()
     }
 
     fn knowledge(&self, service: &ServiceSpec, backend: &BackendSpec) -> Knowledge {
         Knowledge {
             admin: self.admin(service, backend),
             is_up: self.health.get(&backend_ref(service, backend)) == Some(&Health::Up),
-            route: self.route(backend.address),
+            route: self.route(service, backend.address),
         }
     }
 
-    fn route(&self, address: IpAddr) -> Option<Route> {
+    fn route(&self, service: &ServiceSpec, address: IpAddr) -> Option<Route> {
         let Some(NextHopState::Resolved(NextHop { ifindex, mac, source_mac, source, .. })) =
             self.next_hops.get(&address)
         else {
             return None;
         };
+        if source.is_unspecified() && service.forward == Forward::Ipip {
+            return None;
+        }
         self.devices.contains_key(ifindex).then_some(Route {
             ifindex: *ifindex,
             next_hop: *mac,
@@ -281,16 +304,15 @@ pub fn backend_ref(service: &ServiceSpec, backend: &BackendSpec) -> BackendRef {
 /// A server of a service, whatever it is called: service, address, port.
 type Server = (Arc<str>, IpAddr, Option<u16>);
 
-fn servers(spec: &Spec) -> impl Iterator<Item = (Server, BackendRef)> + '_ {
-    spec.services.iter().flat_map(|service| {
-        let server =
-            move |b: &BackendSpec| ((Arc::clone(&service.name), b.address, b.port), backend_ref(service, b));
-        service.backends.iter().map(server)
-    })
+/// Each with its name and the state that the file wants.
+fn servers(spec: &Spec) -> impl Iterator<Item = (Server, (BackendRef, AdminState))> + '_ {
+    spec.services
+        .iter()
+        .flat_map(|s| s.backends.iter().map(move |b| (server(s, b), (backend_ref(s, b), b.state))))
 }
 
-fn states(spec: &Spec) -> BTreeMap<BackendRef, AdminState> {
-    spec.services.iter().flat_map(|s| s.backends.iter().map(move |b| (backend_ref(s, b), b.state))).collect()
+fn server(service: &ServiceSpec, backend: &BackendSpec) -> Server {
+    (Arc::clone(&service.name), backend.address, backend.port)
 }
 
 /// The sum of two counters.

@@ -14,13 +14,14 @@ use std::{
 use lb_common::backend::BackendStats;
 
 use crate::{
-    config::spec::{AdminState, BackendSpec, ServiceSpec, Spec},
+    config::spec::{AdminState, BackendSpec, Forward, ServiceSpec, Spec},
     dataplane::{ApplyError, Dataplane},
     health::{BackendRef, Health},
     net::{NextHop, NextHopState},
     plan::{
+        compile::most_of_a_family,
         compile::{CapacityError, Compiled, Compiler, Knowledge, Route},
-        diff::diff,
+        diff::{diff, services_go_first},
         tables::{Op, Tables},
     },
 };
@@ -92,15 +93,27 @@ impl Engine {
         &*self.dataplane
     }
 
-    /// Another configuration is wanted. What is known of backends that are in both stays known.
+    /// Another configuration is wanted. What is known of a server stays known as long as its service names it, under
+    /// whatever name; a server that took over another's name is another one.
     pub fn set_spec(&mut self, spec: Arc<Spec>) {
-        let known: BTreeSet<BackendRef> = backend_refs(&spec).collect();
-        self.health.retain(|key, _| known.contains(key));
-        // The file wins where it changes a backend that an operator had put into another state.
-        let old = states(&self.spec);
-        let new = states(&spec);
-        self.admin.retain(|key, _| new.get(key).is_some_and(|state| old.get(key) == Some(state)));
+        (self.health, self.admin) = self.carried_over(&spec);
         self.spec = spec;
+    }
+
+    /// What is known now, under the names of `spec`.
+    fn carried_over(&self, spec: &Spec) -> (BTreeMap<BackendRef, Health>, BTreeMap<BackendRef, AdminState>) {
+        let old: BTreeMap<Server, (BackendRef, AdminState)> = servers(&self.spec).collect();
+        let (mut health, mut admin) = (BTreeMap::new(), BTreeMap::new());
+        for (server, (key, state)) in servers(spec) {
+            let Some((old_key, old_state)) = old.get(&server) else { continue };
+            // The file wins where it changes a backend that an operator had put into another state.
+            let word = self.admin.get(old_key).filter(|_| state == *old_state);
+            admin.extend(word.map(|word| (key.clone(), *word)));
+            if *word.unwrap_or(&state) != AdminState::Disabled {
+                health.extend(self.health.get(old_key).map(|known| (key, *known)));
+            }
+        }
+        (health, admin)
     }
 
     /// A verdict.
@@ -120,6 +133,10 @@ impl Engine {
 
     /// An operator's word, until the file says otherwise.
     pub fn set_admin(&mut self, key: BackendRef, state: AdminState) {
+        if state == AdminState::Disabled {
+            // It is not probed from here on: what is known will be of the past when it is enabled.
+            self.health.remove(&key);
+        }
         self.admin.insert(key, state);
     }
 
@@ -137,8 +154,18 @@ impl Engine {
                 "{address} is behind {}, which is not among `interfaces`; add it there",
                 hop.interface
             )),
+            Some(NextHopState::Resolved(hop))
+                if hop.source.is_unspecified() && self.is_tunnelled_to(address) =>
+            {
+                Some(format!("this host has no address to reach {address} from; give {} one", hop.interface))
+            }
             Some(NextHopState::Resolved(_)) => None,
         }
+    }
+
+    fn is_tunnelled_to(&self, address: IpAddr) -> bool {
+        let ipip = self.spec.services.iter().filter(|s| s.forward == Forward::Ipip);
+        ipip.flat_map(|s| &s.backends).any(|b| b.address == address)
     }
 
     /// Whether all wanted next hops have been answered, one way or the other.
@@ -151,7 +178,8 @@ impl Engine {
     /// Makes the maps what they should be. Answers how many operations that took.
     pub fn reconcile(&mut self, now: Instant) -> Result<usize, ReconcileError> {
         let mut compiler = std::mem::replace(&mut self.compiler, Compiler::new(&self.spec.limits));
-        let compiled = self.compile(&mut compiler, &self.spec, now);
+        let known = |service: &ServiceSpec, backend: &BackendSpec| self.knowledge(service, backend);
+        let compiled = compiler.compile(&self.spec, &self.device_indexes(), &known, now);
         self.compiler = compiler;
         self.compiled = compiled?;
         for (service, compiled) in self.spec.services.iter().zip(&self.compiled.services) {
@@ -159,7 +187,7 @@ impl Engine {
                 self.services_of.insert(backend.id, Arc::clone(&service.name));
             }
         }
-        let ops = diff(&self.applied, &self.compiled.tables);
+        let ops = self.make_room(diff(&self.applied, &self.compiled.tables));
         for op in &ops {
             self.apply(op)?;
         }
@@ -167,46 +195,79 @@ impl Engine {
         Ok(ops.len())
     }
 
+    /// A nearly full map cannot hold the services that come beside those that go.
+    fn make_room(&self, ops: Vec<Op>) -> Vec<Op> {
+        let (applied, wanted) = (&self.applied.services, &self.compiled.tables.services);
+        let coming = wanted.keys().filter(|key| !applied.contains_key(key));
+        let at_once = most_of_a_family(applied.keys().chain(coming));
+        if at_once > self.spec.limits.services as usize { services_go_first(ops) } else { ops }
+    }
+
     fn apply(&mut self, op: &Op) -> Result<(), ApplyError> {
         tracing::debug!(%op, "apply");
+        // No slot names a backend that is deleted, so its counters stand still; read first, so that a failure to do so
+        // leaves the operation to be tried again and no total ever falls.
+        let last = match op {
+            Op::DeleteBackend(id) => self.dataplane.backend_stats(&[*id])?.first().copied(),
+            _ => None,
+        };
         self.dataplane.apply(op)?;
         op.apply_to(&mut self.applied);
-        if let Op::DeleteBackend(id) = op {
-            // Its counters stay readable until the id is given away again.
-            let last = self.dataplane.backend_stats(&[*id])?;
-            if let (Some(service), Some(last)) = (self.services_of.remove(id), last.first()) {
-                let sum = self.left_behind.entry(service).or_default();
-                *sum = add(*sum, *last);
-            }
+        if let (Op::DeleteBackend(id), Some(last)) = (op, last)
+            && let Some(service) = self.services_of.remove(id)
+        {
+            let sum = self.left_behind.entry(service).or_default();
+            *sum = add(*sum, last);
         }
         Ok(())
     }
 
-    /// Compiles a spec with what is known, without touching the maps.
-    fn compile(&self, compiler: &mut Compiler, spec: &Spec, now: Instant) -> Result<Compiled, CapacityError> {
-        let devices = self.devices.keys().copied().collect();
-        compiler.compile(spec, &devices, &|service, backend| self.knowledge(service, backend), now)
+    /// What the tables would be with another spec once its new servers are up; the maps and this engine stay as they
+    /// are.
+    pub fn preview(&self, spec: &Spec, now: Instant) -> Result<Compiled, CapacityError> {
+        let (health, admin) = self.carried_over(spec);
+        let probed: BTreeSet<Server> = servers(&self.spec)
+            .filter(|(_, (key, state))| self.admin.get(key).unwrap_or(state) != &AdminState::Disabled)
+            .map(|(server, _)| server)
+            .collect();
+        let known = |service: &ServiceSpec, backend: &BackendSpec| {
+            let key = backend_ref(service, backend);
+            let is_new = !probed.contains(&server(service, backend));
+            Knowledge {
+                admin: admin.get(&key).copied().unwrap_or(backend.state),
+                is_up: is_new || health.get(&key) == Some(&Health::Up),
+                route: self.route(service, backend.address).or(is_new.then_some(Route {
+                    ifindex: 0,
+                    next_hop: [0; 6],
+                    own: [0; 6],
+                    outer_source: backend.address,
+                })),
+            }
+        };
+        self.compiler.clone().compile(spec, &self.device_indexes(), &known, now)
     }
 
-    /// What the tables would be with another spec; the maps and this engine stay as they are.
-    pub fn preview(&self, spec: &Spec, now: Instant) -> Result<Compiled, CapacityError> {
-        self.compile(&mut self.compiler.clone(), spec, now)
+    fn device_indexes(&self) -> BTreeSet<u32> {
+        self.devices.keys().copied().collect()
     }
 
     fn knowledge(&self, service: &ServiceSpec, backend: &BackendSpec) -> Knowledge {
         Knowledge {
             admin: self.admin(service, backend),
             is_up: self.health.get(&backend_ref(service, backend)) == Some(&Health::Up),
-            route: self.route(backend.address),
+            route: self.route(service, backend.address),
         }
     }
 
-    fn route(&self, address: IpAddr) -> Option<Route> {
+    fn route(&self, service: &ServiceSpec, address: IpAddr) -> Option<Route> {
         let Some(NextHopState::Resolved(NextHop { ifindex, mac, source_mac, source, .. })) =
             self.next_hops.get(&address)
         else {
             return None;
         };
+        if source.is_unspecified() && service.forward == Forward::Ipip {
+            return None;
+        }
         self.devices.contains_key(ifindex).then_some(Route {
             ifindex: *ifindex,
             next_hop: *mac,
@@ -235,18 +296,23 @@ impl Engine {
     }
 }
 
-/// Every backend of a spec.
-pub fn backend_refs(spec: &Spec) -> impl Iterator<Item = BackendRef> + '_ {
-    spec.services.iter().flat_map(|service| service.backends.iter().map(move |b| backend_ref(service, b)))
-}
-
 /// The name of a backend.
 pub fn backend_ref(service: &ServiceSpec, backend: &BackendSpec) -> BackendRef {
     BackendRef { service: Arc::clone(&service.name), backend: Arc::clone(&backend.name) }
 }
 
-fn states(spec: &Spec) -> BTreeMap<BackendRef, AdminState> {
-    spec.services.iter().flat_map(|s| s.backends.iter().map(move |b| (backend_ref(s, b), b.state))).collect()
+/// A server of a service, whatever it is called: service, address, port.
+type Server = (Arc<str>, IpAddr, Option<u16>);
+
+/// Each with its name and the state that the file wants.
+fn servers(spec: &Spec) -> impl Iterator<Item = (Server, (BackendRef, AdminState))> + '_ {
+    spec.services
+        .iter()
+        .flat_map(|s| s.backends.iter().map(move |b| (server(s, b), (backend_ref(s, b), b.state))))
+}
+
+fn server(service: &ServiceSpec, backend: &BackendSpec) -> Server {
+    (Arc::clone(&service.name), backend.address, backend.port)
 }
 
 /// The sum of two counters.

@@ -39,6 +39,7 @@ pub fn plan(
             services.iter_mut().filter(|s| s.change != Change::Added && s.change != Change::Removed)
         {
             service.change = Change::Changed;
+            service.notes.push("hash_seed changed".into());
             service.slots_moved = service.slots_total;
             service.flows_stay = false;
         }
@@ -112,9 +113,9 @@ fn changed(
         }
         _ => new.ring_size,
     };
-    ServicePlan {
+    let mut plan = ServicePlan {
         name: new.name.to_string(),
-        change: if old == new { Change::Unchanged } else { Change::Changed },
+        change: Change::Changed,
         slots_total: new.ring_size,
         slots_moved,
         backends_added: missing_in(&new.backends, &old.backends),
@@ -127,7 +128,15 @@ fn changed(
             .collect(),
         flows_stay: !rehashed,
         notes: service_changes(old, new),
+    };
+    // Another order of lists changes nothing.
+    if [&plan.backends_added, &plan.backends_removed, &plan.backends_changed, &plan.notes]
+        .iter()
+        .all(|list| list.is_empty())
+    {
+        plan.change = Change::Unchanged;
     }
+    plan
 }
 
 fn backend_changes(old: &BackendSpec, new: &BackendSpec) -> Vec<String> {
@@ -152,16 +161,37 @@ fn service_changes(old: &ServiceSpec, new: &ServiceSpec) -> Vec<String> {
     for listen in old.listen.iter().filter(|l| !new.listen.contains(l)) {
         notes.push(format!("no longer listens on {listen}"));
     }
+    // All named, so that a new key does not compile until it is thought of here.
+    let ServiceSpec {
+        name: _,
+        listen: _,
+        backends: _,
+        forward,
+        hash,
+        tracking,
+        ring_size,
+        drain_timeout,
+        drain_end,
+        idle_timeout,
+        on_all_down,
+        on_down,
+        slow_start,
+        guard_timeout,
+        health,
+    } = new;
     let differs = [
-        ("health", old.health != new.health),
-        ("forward", old.forward != new.forward),
-        ("hash", old.hash != new.hash),
-        ("ring_size", old.ring_size != new.ring_size),
-        ("on_all_down", old.on_all_down != new.on_all_down),
-        ("tracking", old.tracking != new.tracking),
-        ("drain_timeout", old.drain_timeout != new.drain_timeout),
-        ("idle_timeout", old.idle_timeout != new.idle_timeout),
-        ("slow_start", old.slow_start != new.slow_start),
+        ("health", old.health != *health),
+        ("forward", old.forward != *forward),
+        ("hash", old.hash != *hash),
+        ("ring_size", old.ring_size != *ring_size),
+        ("on_all_down", old.on_all_down != *on_all_down),
+        ("on_down", old.on_down != *on_down),
+        ("tracking", old.tracking != *tracking),
+        ("drain_timeout", old.drain_timeout != *drain_timeout),
+        ("drain_end", old.drain_end != *drain_end),
+        ("idle_timeout", old.idle_timeout != *idle_timeout),
+        ("slow_start", old.slow_start != *slow_start),
+        ("guard_timeout", old.guard_timeout != *guard_timeout),
     ];
     notes.extend(differs.iter().filter(|(_, changed)| *changed).map(|(key, _)| format!("{key} changed")));
     notes

@@ -72,6 +72,17 @@ pub enum CapacityError {
     /// Too many slots.
     #[error(transparent)]
     Slots(#[from] NoRoom),
+    /// Too many service keys of one family.
+    #[error(
+        "the services need {needed} entries of one address family (one for each port of each listen, and one for \
+         each address), and `limits.services` is {capacity}; raise it"
+    )]
+    Services {
+        /// Keys, with the markers of addresses.
+        needed: usize,
+        /// Entries of the map.
+        capacity: u32,
+    },
 }
 
 /// The tables wanted, and what they mean.
@@ -144,6 +155,8 @@ struct Placed {
 pub struct Compiler {
     ids: Ids,
     space: SlotSpace,
+    /// Entries that the map of services of one family has.
+    services: u32,
     /// By service name. An entry stays until [`Compiler::settle`] finds that nothing names it.
     rings: BTreeMap<Arc<str>, Placed>,
     /// Places of rings that were replaced.
@@ -156,6 +169,7 @@ impl Compiler {
         Self {
             ids: Ids::new(limits.backends, ID_QUARANTINE),
             space: SlotSpace::new(limits.slots),
+            services: limits.services,
             rings: BTreeMap::new(),
             old_places: Vec::new(),
         }
@@ -176,6 +190,10 @@ impl Compiler {
         let hash_key = hash::key(spec.hash_seed);
         for service in &spec.services {
             self.service(service, hash_key, known, now, &mut compiled)?;
+        }
+        let needed = most_of_a_family(compiled.tables.services.keys());
+        if needed > self.services as usize {
+            return Err(CapacityError::Services { needed, capacity: self.services });
         }
         Ok(compiled)
     }
@@ -296,6 +314,18 @@ impl Filled {
             checksum: OnceLock::new(),
         }
     }
+}
+
+/// How many keys the fuller map of services holds.
+pub fn most_of_a_family<'a>(keys: impl Iterator<Item = &'a ServiceKey>) -> usize {
+    let [mut v4, mut v6] = [0, 0];
+    for key in keys {
+        match key {
+            ServiceKey::V4(_) => v4 += 1,
+            ServiceKey::V6(_) => v6 += 1,
+        }
+    }
+    v4.max(v6)
 }
 
 /// The keys that a service answers on, without the markers of its addresses.

@@ -15,7 +15,14 @@ use lb_lab::{
     is_root, stop,
 };
 
-use crate::{build, control::Control, lab::SERVER_COMMAND, setup, story, table::View, tool::root};
+use crate::{
+    build,
+    control::Control,
+    lab::SERVER_COMMAND,
+    setup, story,
+    table::View,
+    tool::{root, uninterrupted},
+};
 
 /// Runs xlb.
 #[derive(Debug, clap::Args)]
@@ -114,15 +121,6 @@ fn watch(config: LabConfig, rate: u32) -> Result<()> {
     }
     eprintln!("\nTaking the lab down ...");
     Ok(())
-}
-
-/// `None` if an error is only that a stop was asked for.
-pub fn uninterrupted<T>(result: Result<T>) -> Result<Option<T>> {
-    match result {
-        Ok(value) => Ok(Some(value)),
-        Err(_) if stop::requested() => Ok(None),
-        Err(error) => Err(error),
-    }
 }
 
 fn hints(lab: &Lab) -> Result<String> {

@@ -14,7 +14,7 @@ use lb_lab::{
     UdpFlows, stop, wait_for,
 };
 
-use crate::run::uninterrupted;
+use crate::tool::uninterrupted;
 
 /// The service of `config/lab.yaml`.
 const SERVICE: &str = "web";

@@ -1,6 +1,7 @@
 //! Running other programs, and the places they work in.
 
 use anyhow::{Context as _, Result, bail};
+use lb_lab::stop;
 use std::{
     env,
     path::{Path, PathBuf},
@@ -68,4 +69,13 @@ pub fn describe(command: &Command) -> String {
     );
     words.extend(command.get_args().map(|a| a.to_string_lossy().into_owned()));
     words.join(" ")
+}
+
+/// `None` if an error is only that a stop was asked for.
+pub fn uninterrupted<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(_) if stop::requested() => Ok(None),
+        Err(error) => Err(error),
+    }
 }

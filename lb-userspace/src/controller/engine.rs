@@ -116,6 +116,11 @@ impl Engine {
         (health, admin)
     }
 
+    /// The last verdict.
+    pub fn health(&self, key: &BackendRef) -> Health {
+        self.health.get(key).copied().unwrap_or(Health::Unknown)
+    }
+
     /// A verdict.
     pub fn set_health(&mut self, key: BackendRef, health: Health) {
         self.health.insert(key, health);

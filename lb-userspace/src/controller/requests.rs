@@ -2,11 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use super::{
-    Controller,
-    engine::backend_ref,
-    reload, status,
-};
+use super::{Controller, engine::backend_ref, reload, status};
 use crate::{
     api::{
         handle::{AdminError, Consent as Agreed, Request},

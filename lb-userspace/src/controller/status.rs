@@ -118,7 +118,8 @@ fn backend(
         port: spec.port,
         weight: spec.weight,
         state: engine.admin(service, spec),
-        health: match health.map_or(Health::Unknown, |h| h.health) {
+        // What the tables rest on; the probes may know more by now.
+        health: match engine.health(&backend_ref(service, spec)) {
             Health::Up => model::Health::Up,
             Health::Down => model::Health::Down,
             Health::Unknown => model::Health::Unknown,

@@ -20,7 +20,6 @@
 //!
 //! Figures and how to measure them: `docs/ring.md`.
 
-
 use std::net::IpAddr;
 
 /// What a backend is, on every balancer and whatever its id: the only thing that seeds its permutation.

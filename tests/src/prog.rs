@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, path::Path, sync::Arc, time::Insta
 use lb_common::{backend::BackendStats, outcome::Outcome};
 use lb_userspace::{
     config,
-    controller::engine::{Engine, backend_refs},
+    controller::engine::{Engine, backend_ref},
     dataplane::bpf::{self, BpfProgram},
     health::{BackendRef, Health},
     net::{NextHop, NextHopState},
@@ -53,8 +53,10 @@ impl Prog {
         engine.set_devices(BTreeMap::from([(LO, "lo".to_owned())]));
         let addresses = spec.services.iter().flat_map(|s| &s.backends).map(|b| b.address);
         engine.set_next_hops(addresses.map(|a| (a, NextHopState::Resolved(next_hop(a, LO)))).collect());
-        for backend in backend_refs(&spec) {
-            engine.set_health(backend, Health::Up);
+        for service in &spec.services {
+            for backend in &service.backends {
+                engine.set_health(backend_ref(service, backend), Health::Up);
+            }
         }
         let mut prog = Self { engine, program, outcomes: [0; Outcome::ALL.len()], stats: BTreeMap::new() };
         prog.reconcile();

@@ -141,7 +141,10 @@ fn stop(step: usize, operations: usize) -> (Watched, bool) {
         reference.reconcile(world.now).expect("the story fits");
         if index == step {
             watched.refuse_after(operations);
+            watched.take_done();
             stopped = engine.reconcile(world.now).is_err();
+            assert_eq!(stopped, !watched.is_refusing());
+            assert!(!stopped || watched.take_done().len() == operations);
         }
         engine.reconcile(world.now).expect("nothing is refused twice");
         let (tables, wanted) = (watched.memory.tables(), plain.tables());

@@ -67,6 +67,8 @@ pub struct Watched {
 
 #[derive(Default)]
 struct Log {
+    /// What was done.
+    done: Vec<String>,
     violations: Vec<String>,
     /// How many operations are still done before one is refused.
     refuse_after: Option<usize>,
@@ -81,6 +83,16 @@ impl Watched {
     /// Lets so many operations pass and refuses the next one.
     pub fn refuse_after(&self, operations: usize) {
         self.log.lock().unwrap().refuse_after = Some(operations);
+    }
+
+    /// Whether that operation has yet to come.
+    pub fn is_refusing(&self) -> bool {
+        self.log.lock().unwrap().refuse_after.is_some()
+    }
+
+    /// The operations done since the last call.
+    pub fn take_done(&self) -> Vec<String> {
+        std::mem::take(&mut self.log.lock().unwrap().done)
     }
 
     /// Everything that was wrong after some operation since the last call.
@@ -101,6 +113,7 @@ impl Dataplane for Watched {
             None => {}
         }
         self.memory.apply(op)?;
+        log.done.push(op.to_string());
         log.violations
             .extend(violations(&self.memory.tables()).iter().map(|found| format!("after `{op}`: {found}")));
         Ok(())

@@ -324,3 +324,6 @@ pub fn add(a: BackendStats, b: BackendStats) -> BackendStats {
         reserved: 0,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -164,6 +164,9 @@ fn running() -> (Engine, Memory, World) {
     (engine, memory, world)
 }
 
+/// What somebody else does to the maps.
+type Tamper<'a> = &'a dyn Fn(&mut Tables);
+
 #[test]
 fn drift_is_named_and_mended() {
     let ring = |tables: &Tables, change: fn(&mut [Slot])| {
@@ -171,7 +174,6 @@ fn drift_is_named_and_mended() {
         change(&mut slots);
         slots.into()
     };
-    type Tamper<'a> = &'a dyn Fn(&mut Tables);
     let service = ServiceKey::new([192, 0, 2, 10].into(), 80, 6);
     let orphan = ServiceKey::new([192, 0, 2, 99].into(), 443, 6);
     let cases: [(Tamper<'_>, &[&str]); 8] = [

@@ -95,7 +95,9 @@ proptest! {
             prop_assert_eq!(diff(wanted, wanted), vec![]);
             for ops in [ops.clone(), services_go_first(ops.clone())] {
                 let mut tables = before.clone();
-                ops.iter().for_each(|op| op.apply_to(&mut tables));
+                for op in &ops {
+                    op.apply_to(&mut tables);
+                }
                 prop_assert!(&tables == wanted, "{tables}\ninstead of\n{wanted}");
                 prop_assert_eq!(prefix_violations(&before, &ops), Vec::<String>::new());
                 prop_assert_eq!(gaps(&before, wanted, &ops), vec![]);

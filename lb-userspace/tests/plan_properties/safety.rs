@@ -1,6 +1,6 @@
 //! What must hold of the maps at every moment, and a dataplane that looks after every operation.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use lb_common::{
     backend::{BACKEND_PRESENT, BACKEND_ROUTED, BackendStats},
@@ -80,30 +80,36 @@ impl Watched {
         Self { memory, log: Arc::default() }
     }
 
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().expect("nothing panics while it has the log")
+    }
+
     /// Lets so many operations pass and refuses the next one.
     pub fn refuse_after(&self, operations: usize) {
-        self.log.lock().unwrap().refuse_after = Some(operations);
+        self.log().refuse_after = Some(operations);
     }
 
     /// Whether that operation has yet to come.
     pub fn is_refusing(&self) -> bool {
-        self.log.lock().unwrap().refuse_after.is_some()
+        self.log().refuse_after.is_some()
     }
 
     /// The operations done since the last call.
     pub fn take_done(&self) -> Vec<String> {
-        std::mem::take(&mut self.log.lock().unwrap().done)
+        std::mem::take(&mut self.log().done)
     }
 
     /// Everything that was wrong after some operation since the last call.
     pub fn take_violations(&self) -> Vec<String> {
-        std::mem::take(&mut self.log.lock().unwrap().violations)
+        std::mem::take(&mut self.log().violations)
     }
 }
 
 impl Dataplane for Watched {
     fn apply(&mut self, op: &Op) -> Result<(), ApplyError> {
-        let mut log = self.log.lock().unwrap();
+        // A clone is the same maps.
+        let mut memory = self.memory.clone();
+        let mut log = self.log();
         match &mut log.refuse_after {
             Some(0) => {
                 log.refuse_after = None;
@@ -112,10 +118,10 @@ impl Dataplane for Watched {
             Some(left) => *left -= 1,
             None => {}
         }
-        self.memory.apply(op)?;
+        memory.apply(op)?;
         log.done.push(op.to_string());
         log.violations
-            .extend(violations(&self.memory.tables()).iter().map(|found| format!("after `{op}`: {found}")));
+            .extend(violations(&memory.tables()).iter().map(|found| format!("after `{op}`: {found}")));
         Ok(())
     }
 

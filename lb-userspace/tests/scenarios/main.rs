@@ -37,18 +37,19 @@ fn play(text: &str, seed: u64) -> String {
     let mut played = String::new();
     let mut lines = text.lines().peekable();
     while let Some(line) = lines.next() {
-        played += &format!("{line}\n");
+        push_line(&mut played, line);
         if line == "config <<<" {
             let mut file = String::new();
             for line in lines.by_ref().take_while(|line| *line != ">>>") {
-                file += &format!("{line}\n");
+                push_line(&mut file, line);
             }
-            played += &format!("{file}>>>\n");
+            played += &file;
+            push_line(&mut played, ">>>");
             stage.config(&file);
         } else if let Some(block) = line.strip_suffix(':') {
             while lines.next_if(|line| line.starts_with("  ")).is_some() {}
             for line in stage.block(block) {
-                played += &format!("  {line}\n");
+                push_line(&mut played, &format!("  {line}"));
             }
         } else if !line.is_empty() && !line.starts_with('#') {
             stage.step(line);
@@ -56,6 +57,11 @@ fn play(text: &str, seed: u64) -> String {
     }
     stage.end();
     played
+}
+
+fn push_line(text: &mut String, line: &str) {
+    text.push_str(line);
+    text.push('\n');
 }
 
 fn scenario(name: &str) {

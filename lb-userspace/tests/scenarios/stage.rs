@@ -11,7 +11,7 @@ use std::{
 use lb_userspace::{
     config::{
         parse,
-        spec::{AdminState, Spec},
+        spec::{AdminState, Limits, Spec},
     },
     controller::engine::{Engine, ReconcileError},
     dataplane::{faulty::Faulty, memory::Memory},
@@ -35,7 +35,7 @@ pub struct Stage {
 impl Stage {
     /// Of whose operations this part fails.
     pub fn new(chance: f64, seed: u64) -> Self {
-        let watched = Watched::new(Memory::new(Default::default()));
+        let watched = Watched::new(Memory::new(Limits::default()));
         let (next_hops, devices) = Default::default();
         Self { engine: None, watched, chance, seed, next_hops, devices, now: Instant::now() }
     }
@@ -46,12 +46,11 @@ impl Stage {
             Ok(loaded) => Arc::new(loaded.spec),
             Err(errors) => panic!("{errors}"),
         };
-        match &mut self.engine {
-            Some(engine) => engine.set_spec(spec),
-            None => {
-                let maps = Faulty::new(self.watched.clone(), self.chance, self.seed);
-                self.engine = Some(Engine::new(spec, Box::new(maps)));
-            }
+        if let Some(engine) = &mut self.engine {
+            engine.set_spec(spec);
+        } else {
+            let maps = Faulty::new(self.watched.clone(), self.chance, self.seed);
+            self.engine = Some(Engine::new(spec, Box::new(maps)));
         }
         self.reconcile();
     }

@@ -45,7 +45,9 @@ fn running() -> Engine {
     let mut engine = Engine::new(Arc::clone(&spec), Box::new(Memory::new(spec.limits)));
     engine.set_devices([(2, "eth0".to_owned())].into());
     engine.set_next_hops((11..=14).map(|last| hop(last, [10, 0, 0, 1])).collect());
-    ["s1", "s2", "s3"].iter().for_each(|name| engine.set_health(key(name), Health::Up));
+    for name in ["s1", "s2", "s3"] {
+        engine.set_health(key(name), Health::Up);
+    }
     engine.reconcile(Instant::now()).expect("it fits");
     engine
 }

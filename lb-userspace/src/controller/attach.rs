@@ -128,3 +128,130 @@ impl Attachments {
         self.wanted.iter().filter_map(attached).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::spec::XdpMode;
+
+    /// Stands in for the kernel: indexes that it has attached to, and an answer for those it refuses.
+    #[derive(Default)]
+    struct Fake {
+        attached: Vec<u32>,
+        refuses: BTreeMap<u32, &'static str>,
+    }
+
+    impl Attach for Fake {
+        fn attach(&mut self, ifindex: u32, mode: XdpMode) -> Result<Attached, AttachError> {
+            if let Some(why) = self.refuses.get(&ifindex) {
+                return Err(AttachError::Refused((*why).into()));
+            }
+            assert!(!self.attached.contains(&ifindex), "attached twice to {ifindex}");
+            self.attached.push(ifindex);
+            let note = (mode == XdpMode::Auto).then(|| "the driver cannot".into());
+            Ok(Attached { native: mode == XdpMode::Native, note })
+        }
+
+        fn detach(&mut self, ifindex: u32) {
+            self.attached.retain(|attached| *attached != ifindex);
+        }
+    }
+
+    fn wanted(name: &str, mode: XdpMode) -> InterfaceSpec {
+        InterfaceSpec { name: name.into(), mode }
+    }
+
+    fn links(links: &[(&str, u32)]) -> BTreeMap<String, LinkInfo> {
+        let link = |(name, ifindex): &(&str, u32)| {
+            let name = (*name).to_owned();
+            let info = LinkInfo {
+                ifindex: *ifindex,
+                name: name.clone(),
+                mac: Some([2, 0, 0, 0, 0, 1]),
+                mtu: 1500,
+                admin_up: true,
+                oper_up: true,
+                xdp: Vec::new(),
+                kind: None,
+                master: None,
+            };
+            (name, info)
+        };
+        links.iter().map(link).collect()
+    }
+
+    /// The changes as they are said.
+    fn update(
+        attachments: &mut Attachments,
+        specs: &[InterfaceSpec],
+        there: &[(&str, u32)],
+        fake: &mut Fake,
+    ) -> Vec<String> {
+        attachments.update(specs, &links(there), fake).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn an_interface_is_attached_when_it_appears_and_again_when_it_returns() {
+        let (mut attachments, mut fake) = (Attachments::default(), Fake::default());
+        let specs = [wanted("eth0", XdpMode::Native)];
+        let failed = ["cannot attach to eth0: there is no such interface"];
+        assert_eq!(update(&mut attachments, &specs, &[("lo", 1)], &mut fake), failed);
+        assert_eq!(update(&mut attachments, &specs, &[("lo", 1)], &mut fake), [""; 0], "said once");
+        assert!(attachments.devices().is_empty());
+
+        let attached = ["attached to eth0 in native mode"];
+        assert_eq!(update(&mut attachments, &specs, &[("eth0", 2)], &mut fake), attached);
+        assert_eq!(update(&mut attachments, &specs, &[("eth0", 2)], &mut fake), [""; 0]);
+        assert_eq!(attachments.devices(), [(2, "eth0".to_owned())].into());
+
+        let gone = ["interface eth0 is gone; the data path is attached again when it comes back"];
+        assert_eq!(update(&mut attachments, &specs, &[], &mut fake), gone);
+        assert_eq!(update(&mut attachments, &specs, &[], &mut fake), [""; 0], "said once");
+        assert_eq!(fake.attached, [0; 0]);
+        assert_eq!(update(&mut attachments, &specs, &[("eth0", 5)], &mut fake), attached);
+        assert_eq!(fake.attached, [5]);
+    }
+
+    #[test]
+    fn an_interface_made_anew_between_two_looks_is_another_one() {
+        let (mut attachments, mut fake) = (Attachments::default(), Fake::default());
+        let specs = [wanted("eth0", XdpMode::Generic)];
+        update(&mut attachments, &specs, &[("eth0", 2)], &mut fake);
+        let said = update(&mut attachments, &specs, &[("eth0", 3)], &mut fake);
+        assert_eq!(said.len(), 2, "{said:?}");
+        assert_eq!(said[1], "attached to eth0 in generic mode");
+        assert_eq!(fake.attached, [3]);
+        assert_eq!(attachments.devices(), [(3, "eth0".to_owned())].into());
+    }
+
+    #[test]
+    fn a_failure_is_said_once_and_again_when_its_reason_changes() {
+        let (mut attachments, mut fake) = (Attachments::default(), Fake::default());
+        let specs = [wanted("eth0", XdpMode::Auto)];
+        fake.refuses.insert(2, "busy");
+        let busy = ["cannot attach to eth0: busy"];
+        assert_eq!(update(&mut attachments, &specs, &[("eth0", 2)], &mut fake), busy);
+        assert_eq!(update(&mut attachments, &specs, &[("eth0", 2)], &mut fake), [""; 0]);
+        assert_eq!(attachments.all().collect::<Vec<_>>(), [("eth0", Err("busy"))]);
+        fake.refuses.insert(2, "no queues");
+        let queues = ["cannot attach to eth0: no queues"];
+        assert_eq!(update(&mut attachments, &specs, &[("eth0", 2)], &mut fake), queues);
+        fake.refuses.clear();
+        let attached = ["attached to eth0 in generic mode (the driver cannot)"];
+        assert_eq!(update(&mut attachments, &specs, &[("eth0", 2)], &mut fake), attached);
+    }
+
+    #[test]
+    fn the_file_decides_where_and_how() {
+        let (mut attachments, mut fake) = (Attachments::default(), Fake::default());
+        let there = [("eth0", 2), ("eth1", 3)];
+        let both = [wanted("eth0", XdpMode::Native), wanted("eth1", XdpMode::Native)];
+        update(&mut attachments, &both, &there, &mut fake);
+        let other_mode = [both[0].clone(), wanted("eth1", XdpMode::Generic)];
+        let said = update(&mut attachments, &other_mode, &there, &mut fake);
+        assert_eq!(said, ["detached from eth1", "attached to eth1 in generic mode"]);
+        assert_eq!(update(&mut attachments, &both[..1], &there, &mut fake), ["detached from eth1"]);
+        assert_eq!(fake.attached, [2]);
+        assert_eq!(attachments.all().count(), 1);
+    }
+}

@@ -329,3 +329,6 @@ pub fn add(a: BackendStats, b: BackendStats) -> BackendStats {
         reserved: 0,
     }
 }
+
+#[cfg(test)]
+mod tests;

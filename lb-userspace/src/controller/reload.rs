@@ -196,3 +196,186 @@ fn service_changes(old: &ServiceSpec, new: &ServiceSpec) -> Vec<String> {
     notes.extend(differs.iter().filter(|(_, changed)| *changed).map(|(key, _)| format!("{key} changed")));
     notes
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, path::Path, time::Instant};
+
+    use super::*;
+    use crate::{
+        config::parse,
+        plan::compile::{Compiler, Knowledge, Route},
+    };
+
+    const FILE: &str = "\
+hash_seed: 7
+interfaces: [eth0]
+services:
+- name: web
+  listen: ['192.0.2.10:80/tcp']
+  forward: l2
+  ring_size: 1009
+  backends:
+  - {name: s1, address: 10.0.0.11}
+  - {name: s2, address: 10.0.0.12}
+  - {name: s3, address: 10.0.0.13}
+- name: mail
+  listen: ['192.0.2.10:25/tcp']
+  forward: l2
+  ring_size: 251
+  backends:
+  - {name: m1, address: 10.0.0.21}
+";
+
+    fn spec(text: &str) -> Spec {
+        parse(text, Path::new("test.yaml")).expect("valid").spec
+    }
+
+    /// The plan from `FILE` to the text, with all backends up.
+    fn to(text: &str) -> PlanReply {
+        let (old, new) = (spec(FILE), spec(text));
+        let mut compiler = Compiler::new(&old.limits);
+        let known = |_: &ServiceSpec, backend: &BackendSpec| {
+            let route =
+                Route { ifindex: 2, next_hop: [0; 6], own: [0; 6], outer_source: [10, 0, 0, 1].into() };
+            Knowledge { admin: backend.state, is_up: true, route: Some(route) }
+        };
+        let mut compile =
+            |spec: &Spec| compiler.compile(spec, &BTreeSet::new(), &known, Instant::now()).expect("it fits");
+        let (before, after) = (compile(&old), compile(&new));
+        plan(&old, &new, &before, &after, |_| false)
+    }
+
+    /// The plan of `web` when one text of the file is replaced, and the lines said about all services.
+    fn replaced(from: &str, with: &str) -> (ServicePlan, Vec<String>) {
+        assert!(FILE.contains(from));
+        let reply = to(&FILE.replacen(from, with, 1));
+        let lines = lines(&reply);
+        (reply.services.into_iter().find(|s| s.name == "web").expect("web stays"), lines)
+    }
+
+    #[test]
+    fn nothing_changes_and_nothing_is_said() {
+        let reply = to(FILE);
+        assert!(reply.services.iter().all(|s| s.change == Change::Unchanged && s.slots_moved == 0));
+        assert_eq!((lines(&reply), reply.held), (vec![], vec![]));
+    }
+
+    #[test]
+    fn another_order_is_no_change() {
+        let lines_of =
+            |first: &str, second: &str| FILE.replace(first, "X").replace(second, first).replace('X', second);
+        let text = lines_of("{name: s1, address: 10.0.0.11}", "{name: s2, address: 10.0.0.12}");
+        let reply = to(&text);
+        assert_eq!(reply.services[0].change, Change::Unchanged);
+        assert_eq!(reply.services[0].slots_moved, 0);
+    }
+
+    #[test]
+    fn a_new_backend_takes_its_share_and_no_more() {
+        let s3 = "  - {name: s3, address: 10.0.0.13}\n";
+        let (web, lines) = replaced(s3, &format!("{s3}  - {{name: s4, address: 10.0.0.14}}\n"));
+        assert_eq!(web.backends_added, ["s4"]);
+        assert!((252..=262).contains(&web.slots_moved), "{} of 1009 slots move", web.slots_moved);
+        assert_eq!((web.change, web.slots_total, web.flows_stay), (Change::Changed, 1009, true));
+        assert_eq!(lines, ["web/s4 added"]);
+    }
+
+    #[test]
+    fn a_backend_that_leaves_gives_its_share_and_no_more() {
+        let (web, lines) = replaced("  - {name: s3, address: 10.0.0.13}\n", "");
+        assert_eq!(web.backends_removed, ["s3"]);
+        assert!((335..=347).contains(&web.slots_moved), "{} of 1009 slots move", web.slots_moved);
+        assert_eq!(lines, ["web/s3 removed"]);
+    }
+
+    #[test]
+    fn a_name_or_a_weight_or_a_state() {
+        let (web, lines) = replaced("name: s1", "name: one");
+        assert_eq!((web.slots_moved, web.backends_added.len(), web.backends_removed.len()), (0, 0, 0));
+        assert_eq!(lines, ["web/one was called s1"]);
+
+        let (web, lines) = replaced("10.0.0.11}", "10.0.0.11, weight: 200}");
+        assert!((160..=190).contains(&web.slots_moved), "{} of 1009 slots move", web.slots_moved);
+        assert_eq!(lines, ["web/s1 weight 100 -> 200"]);
+
+        let (web, lines) = replaced("10.0.0.11}", "10.0.0.11, state: drain}");
+        assert!((335..=347).contains(&web.slots_moved), "{} of 1009 slots move", web.slots_moved);
+        assert_eq!(lines, ["web/s1 state active -> drain"]);
+    }
+
+    #[test]
+    fn another_server_under_the_same_name_is_one_that_comes_and_one_that_goes() {
+        let (web, lines) = replaced("10.0.0.11", "10.0.0.99");
+        assert_eq!((web.backends_added, web.backends_removed), (vec!["s1".into()], vec!["s1".into()]));
+        assert_eq!(lines, ["web/s1 added", "web/s1 removed"]);
+    }
+
+    #[test]
+    fn a_change_of_the_hash_moves_everything() {
+        for (from, with, note) in [
+            ("forward: l2", "forward: ipip", "forward changed"),
+            ("forward: l2", "forward: l2\n  hash: client", "hash changed"),
+            ("ring_size: 1009", "ring_size: 2003", "ring_size changed"),
+            ("hash_seed: 7", "hash_seed: 8", "hash_seed changed"),
+        ] {
+            let (web, lines) = replaced(from, with);
+            assert_eq!((web.change, web.slots_moved), (Change::Changed, web.slots_total), "{note}");
+            assert!(!web.flows_stay, "{note}");
+            assert_eq!(lines[0], format!("web: {note}"));
+        }
+    }
+
+    #[test]
+    fn other_keys_are_named_and_move_nothing() {
+        for (key, value) in [
+            ("tracking", "always"),
+            ("drain_timeout", "10s"),
+            ("drain_end", "keep"),
+            ("idle_timeout", "10m"),
+            ("on_all_down", "drop"),
+            ("on_down", "reset"),
+            ("slow_start", "10s"),
+            ("guard_timeout", "77s"),
+            ("health", "{interval: 1s}"),
+        ] {
+            let (web, lines) = replaced("forward: l2", &format!("forward: l2\n  {key}: {value}"));
+            assert_eq!((web.change, web.slots_moved, web.flows_stay), (Change::Changed, 0, true), "{key}");
+            assert_eq!(lines, [format!("web: {key} changed")]);
+        }
+    }
+
+    #[test]
+    fn listens_come_and_go() {
+        let (_, lines) = replaced("['192.0.2.10:80/tcp']", "['192.0.2.10:80/tcp', '192.0.2.10:443/tcp']");
+        assert_eq!(lines, ["web: listens on 192.0.2.10:443/tcp, too"]);
+        let (_, lines) =
+            replaced("['192.0.2.10:80/tcp']\n", "['192.0.2.10:443/tcp']\n  health: {port: 80}\n");
+        assert_eq!(
+            lines,
+            ["web: listens on 192.0.2.10:443/tcp, too", "web: no longer listens on 192.0.2.10:80/tcp"]
+        );
+    }
+
+    #[test]
+    fn services_come_and_go() {
+        let reply = to(&FILE.replace("name: mail", "name: post"));
+        let changes: Vec<_> = reply.services.iter().map(|s| (&*s.name, s.change, s.slots_moved)).collect();
+        assert_eq!(
+            changes,
+            [("web", Change::Unchanged, 0), ("post", Change::Added, 0), ("mail", Change::Removed, 251)]
+        );
+        assert_eq!(lines(&reply), ["service post added", "service mail removed"]);
+        assert_eq!(reply.services[1].backends_added, ["m1"]);
+        assert_eq!(reply.services[2].backends_removed, ["m1"]);
+    }
+
+    #[test]
+    fn what_would_be_held_is_said() {
+        let few = FILE.replace("  - {name: s2, address: 10.0.0.12}\n", "");
+        let few = few.replace("  - {name: s3, address: 10.0.0.13}\n", "").replace("10.0.0.21", "10.0.0.31");
+        let reply = to(&few);
+        assert_eq!(reply.held.len(), 1, "{:?}", reply.held);
+        assert!(reply.held[0].starts_with("removes 3 of 4 backends"), "{:?}", reply.held);
+    }
+}

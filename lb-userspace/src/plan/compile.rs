@@ -365,3 +365,6 @@ fn store(field: &mut [u8; 16], address: IpAddr) {
         IpAddr::V6(a) => *field = a.octets(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -86,3 +86,97 @@ fn ring_op(base: u32, old: Option<&Ring>, new: &Ring) -> Option<Op> {
         .collect();
     (!changes.is_empty()).then_some(Op::WriteSlots(base, changes))
 }
+
+#[cfg(test)]
+mod tests {
+    use lb_common::{
+        backend::BACKEND_PRESENT,
+        service::{FORWARD_L2, Service},
+    };
+
+    use super::*;
+    use crate::plan::tables::ServiceKey;
+
+    fn backend(flags: u32) -> Backend {
+        Backend { flags: BACKEND_PRESENT | flags, ifindex: 2, ..Backend::NONE }
+    }
+
+    fn key(port: u16) -> ServiceKey {
+        ServiceKey::new([192, 0, 2, 10].into(), port, if port == 0 { 0 } else { 6 })
+    }
+
+    /// One service on `port` with a ring at `base` all of whose slots are backend `id`'s.
+    fn tables(port: u16, base: u32, size: u32, id: u16) -> Tables {
+        let service = Service { ring_base: base, ring_size: size, forward: FORWARD_L2, ..Service::ADDRESS };
+        Tables {
+            devices: [2].into(),
+            backends: [(id, backend(BACKEND_ROUTED))].into(),
+            rings: [(base, vec![Slot::settled(id); size as usize].into())].into(),
+            services: [(key(0), Service::ADDRESS), (key(port), service)].into(),
+        }
+    }
+
+    fn shown(ops: &[Op]) -> Vec<String> {
+        ops.iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn makes_before_it_breaks() {
+        let ops = diff(&tables(80, 0, 5, 1), &tables(443, 5, 7, 2));
+        assert_eq!(
+            shown(&ops),
+            [
+                "+ backend 2 0.0.0.0 via 00:00:00:00:00:00 device 2",
+                "+ ring 5 of 7 slots",
+                "+ service 192.0.2.10:443/6 ring 5 of 7 slots",
+                "- service 192.0.2.10:80/6",
+                "- ring 0 of 5 slots",
+                "- backend 1",
+            ]
+        );
+        let ops = shown(&services_go_first(ops));
+        assert_eq!(ops[2..4], ["- service 192.0.2.10:80/6", "+ service 192.0.2.10:443/6 ring 5 of 7 slots"]);
+        assert_eq!(services_go_first(vec![Op::PutDevice(1)]), [Op::PutDevice(1)]);
+    }
+
+    #[test]
+    fn markers_come_first_and_go_last() {
+        let full = tables(80, 0, 5, 1);
+        let positions = |ops: &[Op]| {
+            let at = |wanted: ServiceKey| {
+                let is = |op: &Op| matches!(op, Op::PutService(k, _) | Op::DeleteService(k) if *k == wanted);
+                ops.iter().position(is).expect("it is among them")
+            };
+            (at(key(0)), at(key(80)))
+        };
+        let (marker, service) = positions(&diff(&Tables::default(), &full));
+        assert!(marker < service);
+        let (marker, service) = positions(&diff(&full, &Tables::default()));
+        assert!(marker > service);
+    }
+
+    #[test]
+    fn slots_leave_a_backend_before_it_loses_its_next_hop() {
+        let old = tables(80, 0, 5, 1);
+        let mut new = old.clone();
+        new.backends.insert(1, backend(0));
+        new.rings.insert(0, vec![Slot::EMPTY; 5].into());
+        assert_eq!(shown(&diff(&old, &new)), ["~ ring 0: 5 slots", "+ backend 1 0.0.0.0 no next hop"]);
+        assert_eq!(
+            shown(&diff(&new, &old)),
+            ["+ backend 1 0.0.0.0 via 00:00:00:00:00:00 device 2", "~ ring 0: 5 slots"]
+        );
+    }
+
+    #[test]
+    fn only_slots_that_differ_are_written() {
+        let old = tables(80, 0, 5, 1);
+        let mut new = old.clone();
+        let mut slots = old.rings[&0].to_vec();
+        slots[3] = Slot::EMPTY;
+        new.rings.insert(0, slots.into());
+        assert_eq!(diff(&old, &new), [Op::WriteSlots(0, vec![(3, Slot::EMPTY)])]);
+        new.rings.insert(0, old.rings[&0].to_vec().into());
+        assert_eq!(diff(&old, &new), [], "equal, though not the same");
+    }
+}

@@ -182,8 +182,8 @@ impl fmt::Display for Shown<'_> {
         if backend.flags & BACKEND_ROUTED == 0 {
             return f.write_str(" no next hop");
         }
-        let [a, b, c, d, e, g] = backend.next_hop;
-        write!(f, " via {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x} device {}", backend.ifindex)
+        let next_hop = backend.next_hop.map(|octet| format!("{octet:02x}")).join(":");
+        write!(f, " via {next_hop} device {}", backend.ifindex)
     }
 }
 

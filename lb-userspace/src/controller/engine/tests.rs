@@ -1,0 +1,227 @@
+//! What is known, and what a new file makes of it. Faults and drift: `tests/plan_properties`.
+
+use std::path::Path;
+
+use super::*;
+use crate::{config::parse, dataplane::memory::Memory, net::Unreachable};
+
+const THREE: &str = "
+    - {name: s1, address: 10.0.0.11}
+    - {name: s2, address: 10.0.0.12}
+    - {name: s3, address: 10.0.0.13}";
+
+fn spec(backends: &str) -> Arc<Spec> {
+    spec_with("l2", backends)
+}
+
+fn spec_with(forward: &str, backends: &str) -> Arc<Spec> {
+    let text = format!(
+        "interfaces: [eth0]\nservices:\n- name: web\n  listen: ['192.0.2.10:80/tcp']\n  forward: {forward}\n  \
+         ring_size: 251\n  backends:{backends}\n"
+    );
+    Arc::new(parse(&text, Path::new("test.yaml")).expect("valid").spec)
+}
+
+fn key(backend: &str) -> BackendRef {
+    BackendRef { service: "web".into(), backend: backend.into() }
+}
+
+fn hop(last: u8, source: [u8; 4]) -> (IpAddr, NextHopState) {
+    let hop = NextHop {
+        ifindex: 2,
+        interface: "eth0".into(),
+        mac: [2, 0, 0, 0, 0, last],
+        source_mac: [2, 0, 0, 0, 1, 0],
+        source: source.into(),
+        mtu: 1500,
+        gateway: None,
+    };
+    ([10, 0, 0, last].into(), NextHopState::Resolved(hop))
+}
+
+/// All of `THREE` up and reachable.
+fn running() -> Engine {
+    let spec = spec(THREE);
+    let mut engine = Engine::new(Arc::clone(&spec), Box::new(Memory::new(spec.limits)));
+    engine.set_devices([(2, "eth0".to_owned())].into());
+    engine.set_next_hops((11..=14).map(|last| hop(last, [10, 0, 0, 1])).collect());
+    for name in ["s1", "s2", "s3"] {
+        engine.set_health(key(name), Health::Up);
+    }
+    engine.reconcile(Instant::now()).expect("it fits");
+    engine
+}
+
+/// Slots by name, after a reconciliation.
+fn slots(engine: &mut Engine) -> Vec<(String, u32)> {
+    engine.reconcile(Instant::now()).expect("it fits");
+    slots_of(engine.compiled())
+}
+
+fn slots_of(compiled: &Compiled) -> Vec<(String, u32)> {
+    compiled.services[0].backends.iter().map(|b| (b.name.to_string(), b.slots)).collect()
+}
+
+fn counts(engine: &mut Engine) -> Vec<u32> {
+    slots(engine).into_iter().map(|(_, slots)| slots).collect()
+}
+
+#[test]
+fn an_operators_word_survives_reloads_until_the_file_changes_the_state() {
+    let mut engine = running();
+    engine.set_admin(key("s1"), AdminState::Drain);
+    engine.set_spec(spec(&THREE.replace("s2, address", "s2, weight: 50, address")));
+    assert_eq!(counts(&mut engine)[0], 0, "an unrelated change leaves it draining");
+    engine.set_spec(spec(&THREE.replace("s1, address", "s1, state: drain, address")));
+    engine.set_spec(spec(THREE));
+    assert_ne!(counts(&mut engine)[0], 0, "the file changed the state there and back");
+}
+
+#[test]
+fn the_file_wins_where_it_changes_the_state() {
+    let mut engine = running();
+    engine.set_admin(key("s1"), AdminState::Disabled);
+    let new = spec(&THREE.replace("s1, address", "s1, state: drain, address"));
+    engine.set_spec(Arc::clone(&new));
+    let service = &new.services[0];
+    assert_eq!(engine.admin(service, &service.backends[0]), AdminState::Drain);
+}
+
+#[test]
+fn a_backend_that_left_and_returns_is_as_the_file_says() {
+    let mut engine = running();
+    engine.set_admin(key("s1"), AdminState::Drain);
+    let without = THREE.lines().filter(|line| !line.contains("s1")).collect::<Vec<_>>().join("\n");
+    engine.set_spec(spec(&format!("\n{without}")));
+    engine.set_spec(spec(THREE));
+    let new = Arc::clone(engine.spec());
+    assert_eq!(engine.admin(&new.services[0], &new.services[0].backends[0]), AdminState::Active);
+    assert_eq!(counts(&mut engine)[0], 0, "and unknown until it is probed");
+}
+
+#[test]
+fn another_name_changes_nothing() {
+    let mut engine = running();
+    engine.set_admin(key("s3"), AdminState::Drain);
+    let before = slots(&mut engine);
+    let ids: Vec<u16> = engine.compiled().services[0].backends.iter().map(|b| b.id).collect();
+    engine.set_spec(spec(&THREE.replace("s1", "one").replace("s3", "three")));
+    let after = slots(&mut engine);
+    assert_eq!(after[0], ("one".into(), before[0].1));
+    assert_eq!(after[2], ("three".into(), 0), "it still drains");
+    assert_eq!(ids, engine.compiled().services[0].backends.iter().map(|b| b.id).collect::<Vec<_>>());
+}
+
+#[test]
+fn names_that_are_exchanged_take_nothing_along() {
+    let mut engine = running();
+    engine.set_health(key("s1"), Health::Down);
+    engine.set_admin(key("s2"), AdminState::Drain);
+    let exchanged = THREE.replace("s1", "x").replace("s2", "s1").replace("{name: x", "{name: s2");
+    engine.set_spec(spec(&exchanged));
+    assert_eq!(slots(&mut engine), [("s2".into(), 0), ("s1".into(), 0), ("s3".into(), 251)]);
+    engine.set_health(key("s2"), Health::Up);
+    let after = counts(&mut engine);
+    assert!(after[0] > 0 && after[1] == 0, "10.0.0.11 was down, 10.0.0.12 drains: {after:?}");
+}
+
+#[test]
+fn a_server_under_anothers_name_is_unknown() {
+    let mut engine = running();
+    engine.set_spec(spec(&THREE.replace("10.0.0.11", "10.0.0.14")));
+    assert_eq!(counts(&mut engine)[0], 0);
+}
+
+#[test]
+fn a_disabled_backend_waits_for_a_verdict_when_it_is_enabled() {
+    let mut engine = running();
+    engine.set_admin(key("s1"), AdminState::Disabled);
+    engine.set_admin(key("s1"), AdminState::Active);
+    assert_eq!(counts(&mut engine)[0], 0);
+    engine.set_health(key("s1"), Health::Up);
+    assert_ne!(counts(&mut engine)[0], 0);
+    engine.set_spec(spec(&THREE.replace("s1, address", "s1, state: disabled, address")));
+    engine.set_spec(spec(THREE));
+    assert_eq!(counts(&mut engine)[0], 0);
+}
+
+#[test]
+fn a_preview_counts_new_servers_as_up_and_changes_nothing() {
+    let mut engine = running();
+    engine.set_health(key("s2"), Health::Down);
+    let before = slots(&mut engine);
+    let new = spec(&format!("{THREE}\n    - {{name: s4, address: 10.0.0.99}}"));
+    let preview = engine.preview(&new, Instant::now()).expect("it fits");
+    let slots_then: Vec<u32> = slots_of(&preview).into_iter().map(|(_, slots)| slots).collect();
+    assert_eq!(slots_then[1], 0, "who is down stays so");
+    assert!(slots_then[3] > 80, "{slots_then:?}");
+    assert_eq!(slots(&mut engine), before);
+    assert_eq!(engine.spec().services[0].backends.len(), 3);
+}
+
+#[test]
+fn what_stands_between_us_and_a_backend_is_said() {
+    let mut engine = running();
+    let address = IpAddr::from([10, 0, 0, 11]);
+    assert_eq!(engine.obstacle(address), None);
+    assert!(engine.next_hops_settled());
+    engine.set_next_hops([hop(11, [0, 0, 0, 0])].into());
+    assert_eq!(engine.obstacle(address), None, "l2 needs no source");
+    assert!(!engine.next_hops_settled(), "s2 has no answer yet");
+    assert_eq!(engine.obstacle([10, 0, 0, 12].into()).expect("unknown"), "its next hop is not known yet");
+    engine.set_spec(spec_with("ipip", THREE));
+    assert_eq!(
+        engine.obstacle(address).expect("no source"),
+        "this host has no address to reach 10.0.0.11 from; give eth0 one"
+    );
+    assert_eq!(counts(&mut engine), [0, 0, 0]);
+    engine.set_devices(BTreeMap::new());
+    assert_eq!(
+        engine.obstacle(address).expect("not ours"),
+        "10.0.0.11 is behind eth0, which is not among `interfaces`; add it there"
+    );
+    engine.set_next_hops([(address, NextHopState::Unreachable(Unreachable::NoRoute))].into());
+    assert_eq!(engine.obstacle(address).expect("no route"), "10.0.0.11 has no route");
+}
+
+/// Memory that counts packets: as many as the id says, of each backend that was ever put; and that fails to say so once.
+struct Counting(Memory, std::sync::atomic::AtomicBool);
+
+impl Dataplane for Counting {
+    fn apply(&mut self, op: &Op) -> Result<(), ApplyError> {
+        self.0.apply(op)
+    }
+
+    fn snapshot(&self, expected: &Tables) -> Result<Tables, ApplyError> {
+        self.0.snapshot(expected)
+    }
+
+    fn backend_stats(&self, ids: &[u16]) -> Result<Vec<BackendStats>, ApplyError> {
+        if self.1.swap(false, std::sync::atomic::Ordering::Relaxed) {
+            return Err(ApplyError { op: "read".into(), reason: "EINTR".into() });
+        }
+        Ok(ids
+            .iter()
+            .map(|id| BackendStats { packets: 100 + u64::from(*id), ..Default::default() })
+            .collect())
+    }
+
+    fn outcomes(&self) -> Result<[u64; lb_common::outcome::Outcome::ALL.len()], ApplyError> {
+        self.0.outcomes()
+    }
+}
+
+#[test]
+fn counters_of_a_deleted_backend_stay_though_reading_them_failed_once() {
+    let old = spec(THREE);
+    let mut engine = Engine::new(Arc::clone(&old), Box::new(Counting(Memory::new(old.limits), true.into())));
+    engine.reconcile(Instant::now()).expect("nothing is read yet");
+    engine.set_spec(spec("\n    - {name: s2, address: 10.0.0.12}"));
+    engine.reconcile(Instant::now()).expect_err("the counters cannot be read");
+    assert_eq!(engine.applied().backends.len(), 3);
+    engine.reconcile(Instant::now()).expect("they can");
+    assert_eq!(engine.applied().backends.len(), 1);
+    assert_eq!(engine.left_behind("web").packets, 101 + 103);
+    assert_eq!(engine.left_behind_packets(), 204);
+    assert_eq!(engine.left_behind("mail"), BackendStats::default());
+}

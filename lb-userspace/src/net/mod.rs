@@ -9,6 +9,8 @@ mod decode;
 pub mod ethtool;
 mod kernel;
 pub mod nic;
+#[cfg(test)]
+mod test_lab;
 pub mod view;
 pub mod watch;
 

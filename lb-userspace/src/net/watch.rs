@@ -19,15 +19,15 @@ use tokio::{sync::watch, time::sleep_until};
 use super::{
     ask::Asks,
     kernel::{EventSocket, Events, Kernel, UseError},
-    view::{LinkInfo, NextHopState, View},
+    view::{Change, LinkInfo, NextHopState, View},
 };
 
 /// How long events are gathered: a link that goes down causes dozens.
 const GATHER: Duration = Duration::from_millis(5);
-/// Gathering lasts at least so many times as long as the last evaluation took, so that a storm of events (a routing
-/// daemon that loads a full table) costs at most a fifth of a core.
-const GATHER_RATIO: u32 = 4;
-const GATHER_MAX: Duration = Duration::from_secs(1);
+/// After an evaluation there is none for so many times as long as it took, within a limit: a storm of events that
+/// matter costs a fifth of a core with some hundred wanted addresses, half of one with thousands.
+const REST_RATIO: u32 = 4;
+const REST_MAX: Duration = Duration::from_millis(100);
 /// The backstop: everything is read anew.
 const RESYNC: Duration = Duration::from_secs(30);
 const REOPEN: Duration = Duration::from_secs(1);
@@ -72,7 +72,7 @@ impl NetWatch {
             out,
             view: View::default(),
             asks: Asks::default(),
-            gather: GATHER,
+            rested_at: Instant::now(),
             refused: false,
         };
         tokio::spawn(watcher.run(sockets));
@@ -138,7 +138,8 @@ struct Watcher {
     out: watch::Sender<Option<Arc<NetEvent>>>,
     view: View,
     asks: Asks,
-    gather: Duration,
+    /// No evaluation of events before this.
+    rested_at: Instant,
     /// The last request for a neighbour was refused; said once, not each second.
     refused: bool,
 }
@@ -182,10 +183,13 @@ impl Watcher {
                 events = sockets.events.read() => match events.context("read a netlink event")? {
                     Events::Changes(changes) => {
                         if self.apply(changes) {
-                            evaluate_at.get_or_insert(Instant::now() + self.gather);
+                            evaluate_at.get_or_insert((Instant::now() + GATHER).max(self.rested_at));
                         }
                     }
-                    Events::Overrun => resync_at = Instant::now(),
+                    Events::Overrun => {
+                        report_overrun();
+                        resync_at = resync_at.min(self.rested_at);
+                    }
                 },
                 () = sleep_until(wake_at.unwrap_or(resync_at).into()) => {}
             }
@@ -206,7 +210,7 @@ impl Watcher {
     }
 
     /// Notes changes; returns whether anything is different.
-    fn apply(&mut self, changes: Vec<super::view::Change>) -> bool {
+    fn apply(&mut self, changes: Vec<Change>) -> bool {
         let mut changed = false;
         for change in changes {
             tracing::trace!(?change, "netlink");
@@ -224,7 +228,10 @@ impl Watcher {
                 Some(Events::Changes(changes)) => {
                     self.apply(changes);
                 }
-                Some(Events::Overrun) => overrun = true,
+                Some(Events::Overrun) => {
+                    report_overrun();
+                    overrun = true;
+                }
             }
         }
         Ok(overrun)
@@ -236,12 +243,11 @@ impl Watcher {
     /// the socket is emptied first, and an overrun while doing so calls for another round.
     async fn resync(&mut self, sockets: &mut Sockets) -> anyhow::Result<Instant> {
         let overrun = self.drain(&mut sockets.events)?;
-        if overrun {
-            tracing::warn!("the kernel dropped network events, reading everything anew");
-        }
+        let start = Instant::now();
         self.view.sync(sockets.kernel.dump().await?);
         self.evaluate(&sockets.kernel).await?;
-        Ok(Instant::now() + if overrun { self.gather } else { RESYNC })
+        self.rest(start);
+        Ok(if overrun { self.rested_at } else { Instant::now() + RESYNC })
     }
 
     /// Asks for the routes in question, publishes the result if it is different, and asks for neighbours.
@@ -260,8 +266,14 @@ impl Watcher {
             }
             changed
         });
-        self.gather = (start.elapsed() * GATHER_RATIO).clamp(GATHER, GATHER_MAX);
+        self.rest(start);
         self.ask(kernel).await
+    }
+
+    /// Takes a rest from work that began at `start`.
+    fn rest(&mut self, start: Instant) {
+        let now = Instant::now();
+        self.rested_at = now + ((now - start) * REST_RATIO).min(REST_MAX);
     }
 
     async fn ask(&mut self, kernel: &Kernel) -> anyhow::Result<()> {
@@ -283,6 +295,10 @@ impl Watcher {
         }
         Ok(())
     }
+}
+
+fn report_overrun() {
+    tracing::warn!("the kernel dropped network events, reading everything anew");
 }
 
 #[cfg(test)]

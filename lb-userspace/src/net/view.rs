@@ -3,6 +3,9 @@
 //!
 //! A MAC, once learned, is kept through `STALE`, deletion and link down; only `FAILED` takes it away. The packet path
 //! can go on with an old MAC, but not with none.
+//!
+//! A failure is not always one: an administrator's deletion (`ip neigh flush`) is reported as `FAILED` first and as
+//! deleted some microseconds later. So a failure is *fresh* until [`View::settle`], and a deletion undoes a fresh one.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -259,6 +262,8 @@ pub struct View {
     links: BTreeMap<u32, LinkInfo>,
     addresses: BTreeMap<NeighbourKey, LocalAddress>,
     neighbours: BTreeMap<NeighbourKey, Neighbour>,
+    /// Neighbours that have failed since the last `settle`, with the MAC before.
+    fresh_failures: BTreeMap<NeighbourKey, [u8; 6]>,
     /// The wanted addresses, with the last route answer.
     routes: BTreeMap<IpAddr, Option<Result<Route, Unreachable>>>,
     /// Wanted addresses whose route has to be asked (again).
@@ -323,10 +328,7 @@ impl View {
                 changed
             }
             Change::Neighbour(key, heard) => self.hear_neighbour(key, heard),
-            Change::NeighbourGone(key) => match self.neighbours.get(&key).copied() {
-                Some(old) => self.hear_neighbour(key, Neighbour { state: NeighbourState::Missing, ..old }),
-                None => false,
-            },
+            Change::NeighbourGone(key) => self.forget_neighbour(key),
             Change::Prefix(network, length) => {
                 let (first, last) = prefix_range(network, length);
                 let before = self.unasked.len();
@@ -352,7 +354,7 @@ impl View {
         let heard: BTreeMap<_, _> = dump.neighbours.into_iter().collect();
         let lost: Vec<_> = self.neighbours.keys().copied().filter(|key| !heard.contains_key(key)).collect();
         for key in lost {
-            self.apply(Change::NeighbourGone(key));
+            self.forget_neighbour(key);
         }
         for (key, neighbour) in heard {
             self.hear_neighbour(key, neighbour);
@@ -360,8 +362,14 @@ impl View {
         self.ask_all_routes();
     }
 
-    /// Drops the kept MACs of deleted neighbours that are nobody's next hop.
-    pub fn prune(&mut self) {
+    /// Whether a deletion that is under way could still undo a failure.
+    pub fn has_fresh_failures(&self) -> bool {
+        !self.fresh_failures.is_empty()
+    }
+
+    /// Takes all failures for real, and drops the kept MACs of deleted neighbours that are nobody's next hop.
+    pub fn settle(&mut self) {
+        self.fresh_failures.clear();
         let used = self.next_hop_neighbours();
         self.neighbours
             .retain(|key, neighbour| neighbour.state != NeighbourState::Missing || used.contains_key(key));
@@ -444,6 +452,7 @@ impl View {
     fn forget_link(&mut self, ifindex: u32) -> bool {
         let known = self.links.remove(&ifindex).is_some();
         self.neighbours.retain(|key, _| key.ifindex != ifindex);
+        self.fresh_failures.retain(|key, _| key.ifindex != ifindex);
         self.addresses.retain(|key, _| key.ifindex != ifindex);
         if known {
             self.ask_all_routes();
@@ -451,10 +460,28 @@ impl View {
         known
     }
 
+    /// Keeps the MAC of a deleted neighbour.
+    fn forget_neighbour(&mut self, key: NeighbourKey) -> bool {
+        let state = NeighbourState::Missing;
+        if let Some(mac) = self.fresh_failures.remove(&key) {
+            self.neighbours.insert(key, Neighbour { mac: Some(mac), state });
+            return true;
+        }
+        match self.neighbours.get(&key).copied() {
+            Some(old) => self.hear_neighbour(key, Neighbour { state, ..old }),
+            None => false,
+        }
+    }
+
     /// Keeps the last MAC unless `heard` brings one or says that there is none. A failed neighbour stays failed until
     /// a MAC comes: that the kernel starts over (`INCOMPLETE`, or the entry collected) is no news.
     fn hear_neighbour(&mut self, key: NeighbourKey, heard: Neighbour) -> bool {
         let old = self.neighbours.get(&key).copied();
+        if let (NeighbourState::Failed, Some(mac)) = (heard.state, old.and_then(|n| n.mac)) {
+            self.fresh_failures.insert(key, mac);
+        } else if heard.mac.is_some() {
+            self.fresh_failures.remove(&key);
+        }
         let new = match (heard.state, old) {
             (NeighbourState::Failed, _) => Neighbour { mac: None, state: NeighbourState::Failed },
             (NeighbourState::Missing, Some(old)) if old.state == NeighbourState::Failed => old,

@@ -136,7 +136,7 @@ fn every_state_with_a_mac_but_failed_is_good_enough() {
 fn a_deleted_neighbour_keeps_its_mac_and_is_asked_for() {
     let mut view = resolved();
     assert!(view.apply(Change::NeighbourGone(key(2, "10.0.0.11"))));
-    view.prune();
+    view.settle();
     assert_eq!(mac(&view), Some(MAC));
     let missing = BTreeMap::from([(key(2, "10.0.0.11"), NeighbourState::Missing)]);
     assert_eq!(view.next_hop_neighbours(), missing);
@@ -145,9 +145,30 @@ fn a_deleted_neighbour_keeps_its_mac_and_is_asked_for() {
 }
 
 #[test]
+fn a_deletion_that_is_reported_as_a_failure_first_keeps_the_mac() {
+    let mut view = resolved();
+    view.apply(heard(None, NeighbourState::Failed));
+    assert!(view.has_fresh_failures());
+    assert!(view.apply(Change::NeighbourGone(key(2, "10.0.0.11"))));
+    assert_eq!(mac(&view), Some(MAC));
+    assert!(!view.has_fresh_failures());
+}
+
+#[test]
+fn a_failure_that_lasted_is_not_undone_when_the_kernel_collects_the_entry() {
+    let mut view = resolved();
+    view.apply(heard(None, NeighbourState::Failed));
+    view.settle();
+    assert!(!view.has_fresh_failures());
+    view.apply(Change::NeighbourGone(key(2, "10.0.0.11")));
+    assert!(unreachable(&view).contains("does not answer"));
+}
+
+#[test]
 fn a_failed_neighbour_stays_failed_until_it_answers() {
     let mut view = resolved();
     view.apply(heard(None, NeighbourState::Failed));
+    view.settle();
     view.apply(heard(None, NeighbourState::Missing));
     view.apply(Change::NeighbourGone(key(2, "10.0.0.11")));
     assert!(unreachable(&view).contains("does not answer"));
@@ -256,7 +277,7 @@ fn a_dump_replaces_everything_but_a_kept_mac() {
         Neighbour { mac: Some(MAC), state: NeighbourState::Stale },
     ));
     view.sync(Dump { links: vec![LinkInfo { mtu: 9000, ..link() }], ..Dump::default() });
-    view.prune();
+    view.settle();
     assert_eq!(view.take_unasked().len(), 1);
     assert_eq!((next_hop(&view).mac, next_hop(&view).mtu), (MAC, 9000));
     assert_eq!(view.neighbours.len(), 1, "the kept MAC of a neighbour that nobody needs is dropped");

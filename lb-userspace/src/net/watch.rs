@@ -30,6 +30,8 @@ const REST_RATIO: u32 = 4;
 const REST_MAX: Duration = Duration::from_millis(100);
 /// The backstop: everything is read anew.
 const RESYNC: Duration = Duration::from_secs(30);
+/// From the report of a failure to that of the deletion that it belongs to; 85 us were seen.
+const SECOND_HALF: Duration = Duration::from_millis(1);
 const REOPEN: Duration = Duration::from_secs(1);
 /// Some thousands of events.
 const RECEIVE_BUFFER: usize = 4 << 20;
@@ -199,7 +201,7 @@ impl Watcher {
                 evaluate_at = None;
             } else if evaluate_at.is_some_and(|at| now >= at) {
                 evaluate_at = None;
-                if self.drain(&mut sockets.events)? {
+                if self.drain(&mut sockets.events).await? {
                     resync_at = now;
                 }
                 self.evaluate(&sockets.kernel).await?;
@@ -219,11 +221,17 @@ impl Watcher {
         changed
     }
 
-    /// Notes all events that are there already; returns whether some were lost.
-    fn drain(&mut self, events: &mut EventSocket) -> anyhow::Result<bool> {
+    /// Notes all events that are there already; returns whether some were lost. If a neighbour has just failed, it
+    /// waits a moment for the deletion that this may be the first half of.
+    async fn drain(&mut self, events: &mut EventSocket) -> anyhow::Result<bool> {
         let mut overrun = false;
+        let mut waited = false;
         for _ in 0..READ_BURST {
             match events.try_read().context("read a netlink event")? {
+                None if self.view.has_fresh_failures() && !waited => {
+                    tokio::time::sleep(SECOND_HALF).await;
+                    waited = true;
+                }
                 None => break,
                 Some(Events::Changes(changes)) => {
                     self.apply(changes);
@@ -242,7 +250,7 @@ impl Watcher {
     /// Events that are older than the dump must not be applied after it: of those that follow them some may be lost. So
     /// the socket is emptied first, and an overrun while doing so calls for another round.
     async fn resync(&mut self, sockets: &mut Sockets) -> anyhow::Result<Instant> {
-        let overrun = self.drain(&mut sockets.events)?;
+        let overrun = self.drain(&mut sockets.events).await?;
         let start = Instant::now();
         self.view.sync(sockets.kernel.dump().await?);
         self.evaluate(&sockets.kernel).await?;
@@ -257,7 +265,7 @@ impl Watcher {
             let answer = kernel.route(ip).await?;
             self.view.set_route(ip, answer);
         }
-        self.view.prune();
+        self.view.settle();
         let event = NetEvent { next_hops: self.view.next_hops(), links: self.view.links_by_name() };
         self.out.send_if_modified(|last| {
             let changed = last.as_deref() != Some(&event);

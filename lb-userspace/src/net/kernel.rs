@@ -22,7 +22,7 @@ use tokio::{
 
 use super::{
     decode,
-    view::{Change, Dump, NeighbourKey, Route, Unreachable},
+    model::{Change, Dump, NeighbourKey, Route, Unreachable},
 };
 
 /// The kernel answers at once; this is for the case that it does not.

@@ -19,7 +19,8 @@ use tokio::{sync::watch, time::sleep_until};
 use super::{
     ask::Asks,
     kernel::{EventSocket, Events, Kernel, UseError},
-    view::{Change, LinkInfo, NextHopState, View},
+    model::{Change, LinkInfo, NextHopState},
+    view::View,
 };
 
 /// How long events are gathered: a link that goes down causes dozens.

@@ -4,8 +4,8 @@ use std::{fmt::Write as _, net::IpAddr, time::Instant};
 
 use super::{
     super::{
+        model::{NextHop, Unreachable},
         test_lab::{Lab, PEER_MAC, ip, ip_output, isolated},
-        view::{NextHop, Unreachable},
     },
     *,
 };

@@ -17,7 +17,8 @@ pub struct LinkInfo {
     pub admin_up: bool,
     /// Has a carrier and can pass packets (`IFF_RUNNING`).
     pub oper_up: bool,
-    /// XDP programs that are attached; more than one only with several modes at once.
+    /// XDP programs that are attached; more than one only with several modes at once. The kernel reports no event when
+    /// one is attached or detached through a BPF link (tried on 6.18): then this may be 30 s old.
     pub xdp: Vec<AttachedXdp>,
     /// The kind of a virtual interface (`veth`, `bond`, `vlan`); `None` for hardware.
     pub kind: Option<String>,

@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::view::{NeighbourKey, NeighbourState};
+use super::model::{NeighbourKey, NeighbourState};
 
 /// Back-off for neighbours without an answer: doubles from first to last. While the kernel is still asking (1 s
 /// apart, three times) another request changes nothing.

@@ -12,7 +12,7 @@ use netlink_packet_route::{
     route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
 };
 
-use super::view::{
+use super::model::{
     AttachedMode, AttachedXdp, Change, LinkInfo, LocalAddress, Neighbour, NeighbourKey, NeighbourState,
     Route, Unreachable,
 };

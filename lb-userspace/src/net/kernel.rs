@@ -15,11 +15,14 @@ use netlink_packet_route::{
 };
 use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
 use rtnetlink::{Handle, MulticastGroup};
-use tokio::{io::unix::AsyncFd, task::JoinHandle};
+use tokio::{
+    io::{Interest, unix::AsyncFd},
+    task::JoinHandle,
+};
 
 use super::{
     decode,
-    view::{Change, Dump, NeighbourKey, Route, Unreachable},
+    model::{Change, Dump, NeighbourKey, Route, Unreachable},
 };
 
 /// The kernel answers at once; this is for the case that it does not.
@@ -47,13 +50,13 @@ impl Kernel {
     /// Reads the state of all links, addresses and neighbours.
     pub async fn dump(&self) -> anyhow::Result<Dump> {
         answered(async {
-            // One after the other: `execute` sends at once, and a socket takes no dump while another is under way (EBUSY).
-            let links = collect(self.handle.link().get().execute(), decode::link);
-            let links = links.await.context("read the list of interfaces")?;
-            let addresses = collect(self.handle.address().get().execute(), decode::address);
-            let addresses = addresses.await.context("read the list of addresses")?;
-            let neighbours = collect(self.handle.neighbours().get().execute(), decode::neighbour);
-            let neighbours = neighbours.await.context("read the list of neighbours")?;
+            // One after the other: the kernel runs one dump a socket and refuses a second one (EBUSY).
+            let links = collect(self.handle.link().get().execute(), decode::link).await;
+            let links = links.context("read the list of interfaces")?;
+            let addresses = collect(self.handle.address().get().execute(), decode::address).await;
+            let addresses = addresses.context("read the list of addresses")?;
+            let neighbours = collect(self.handle.neighbours().get().execute(), decode::neighbour).await;
+            let neighbours = neighbours.context("read the list of neighbours")?;
             Ok(Dump { links, addresses, neighbours })
         })
         .await
@@ -164,8 +167,8 @@ impl EventSocket {
         for group in BTreeSet::from(groups) {
             socket.add_membership(group as u32)?;
         }
-        // SAFETY: the socket owns its descriptor, always answers the same one, and lives inside the `AsyncFd`.
-        let socket = unsafe { AsyncFd::register(socket)? };
+        // SAFETY: a `Socket` owns its descriptor, returns the same one always, and closes it on drop only.
+        let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
         Ok(Self { socket, buffer: Vec::with_capacity(DATAGRAM_BYTES) })
     }
 

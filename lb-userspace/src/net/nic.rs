@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::{
     ethtool::NicFeatures,
-    view::{AttachedMode, LinkInfo},
+    model::{AttachedMode, LinkInfo},
 };
 
 /// The largest MTU with which drivers of 4 KiB pages take a native XDP program that knows one buffer a packet only:
@@ -76,7 +76,7 @@ fn queue_warning(name: &str, nic: &NicFeatures) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::net::{ethtool::RxQueues, view::AttachedXdp};
+    use crate::net::{ethtool::RxQueues, model::AttachedXdp};
 
     fn link() -> LinkInfo {
         LinkInfo {

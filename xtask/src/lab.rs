@@ -66,7 +66,7 @@ enum Action {
         #[arg(default_value = "client")]
         host: String,
     },
-    /// Runs an xlb command against the lab's controller, such as `xlb status` or `xlb drain web/s2 --wait`
+    /// Runs an xlb command against the lab's controller, such as `xlb status` or `xlb drain web/s2`
     Xlb {
         /// The command
         #[arg(trailing_var_arg = true, allow_hyphen_values = true, required = true)]

@@ -91,7 +91,7 @@ pub struct ServiceStatus {
     pub table_checksum: String,
     /// Sent to backends, those that have left included.
     pub packets: u64,
-    /// Likewise; of the packets as they came, from the Ethernet header on.
+    /// Likewise; of the packets as they came, from the IP header on.
     pub bytes: u64,
     /// New connections sent: SYNs; first packets of a tracked UDP flow.
     pub connections: u64,

@@ -38,7 +38,7 @@ pub enum Command {
     Status(StatusArgs),
     /// Print what happened and when
     Events(EventsArgs),
-    /// Send a backend no new connections; those it has stay
+    /// Send a backend no new connections; its slots, and what is open on them, move to the others
     Drain(AdminArgs),
     /// Send a backend connections again
     Enable(AdminArgs),
@@ -150,7 +150,7 @@ pub struct EventsArgs {
 
 /// `xlb drain`, `enable` and `disable`
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
-#[command(after_help = "It survives reloads, until the file says otherwise, and restarts.")]
+#[command(after_help = "It survives reloads, until the file says otherwise; it does not survive a restart.")]
 pub struct AdminArgs {
     /// Which backend, as `xlb status` names it: web/s1
     #[arg(value_name = "SERVICE/BACKEND")]

@@ -6,6 +6,7 @@ use crate::{
     api::{client::ClientError, socket::BindError},
     config::ConfigErrors,
     dataplane::bpf::{AttachError, LoadError},
+    plan::compile::CapacityError,
 };
 
 /// The exit status. The numbers are `sysexits.h`'s where it has one.
@@ -45,7 +46,7 @@ impl Exit {
         if let Some(BindError::AlreadyRunning(_)) = cause.downcast_ref() {
             return Some(Self::AlreadyRunning);
         }
-        if cause.is::<ConfigErrors>() {
+        if cause.is::<ConfigErrors>() || cause.is::<CapacityError>() {
             return Some(Self::BadConfig);
         }
         if matches!(cause.downcast_ref(), Some(LoadError::Permission(_)))

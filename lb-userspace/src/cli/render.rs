@@ -77,7 +77,7 @@ fn plan_of(out: &mut String, service: &ServicePlan) {
         block(out, "    + backend ", &escape(name));
     }
     for name in &service.backends_removed {
-        block(out, "    - backend ", &format!("{} (drains first)", escape(name)));
+        block(out, "    - backend ", &format!("{} (its connections end)", escape(name)));
     }
     for change in &service.backends_changed {
         block(out, "    ~ ", &escape(change));
@@ -86,7 +86,11 @@ fn plan_of(out: &mut String, service: &ServicePlan) {
         let [moved, total] = [service.slots_moved, service.slots_total].map(|slots| number(u64::from(slots)));
         let percent = f64::from(service.slots_moved) * 100.0 / f64::from(service.slots_total.max(1));
         block(out, "    slots that move: ", &format!("{moved} of {total} ({percent:.1}%)"));
-        let flows = if service.flows_stay { "connections stay where they are" } else { "EVERY FLOW MOVES" };
+        let flows = if service.flows_stay {
+            "connections on the other slots stay where they are"
+        } else {
+            "EVERY FLOW MOVES"
+        };
         block(out, "    ", flows);
     }
     for note in &service.notes {

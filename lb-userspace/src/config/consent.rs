@@ -17,7 +17,7 @@ pub enum Consent {
     Reload,
     /// `xlb apply --force`: its consequences, too.
     Force,
-    /// Nobody can agree to it while the data path is attached: it needs `xlb detach` first.
+    /// Nobody can agree to it while the data path is attached: the controller has to start anew.
     Detach,
 }
 
@@ -96,7 +96,7 @@ impl fmt::Display for Held {
             Consent::None => "",
             Consent::Reload => "; if that is meant: `xlb reload`",
             Consent::Force => "; if that is meant: `xlb apply --force`",
-            Consent::Detach => "; needs `xlb detach` first, then a start with the new file",
+            Consent::Detach => "; needs a restart of the controller with the new file",
         })
     }
 }
@@ -310,7 +310,7 @@ services:
         let reasons = reasons(&[("interfaces", "limits: {flows: 10, slots: 1000000}\ninterfaces")], true);
         assert_eq!(reasons, [Held::ChangesLimits { keys: vec!["slots", "flows"] }]);
         assert!(reasons[0].needs() > Consent::Force);
-        assert!(reasons[0].to_string().contains("needs `xlb detach` first"));
+        assert!(reasons[0].to_string().contains("needs a restart of the controller"));
     }
 
     #[test]

@@ -89,7 +89,9 @@ pub async fn run(options: &Options) -> Result<()> {
     let (maps, program) = bpf::load(&spec.limits)?;
     let mut net = NetWatch::spawn(BTreeSet::new()).context("watch the network by netlink")?;
     let (checks, health_events) = HealthChecks::new();
-    let engine = Engine::new(spec, Box::new(maps));
+    let engine = Engine::new(Arc::clone(&spec), Box::new(maps));
+    // What does not fit the maps is refused here; later it could only be tried again and again.
+    engine.preview(&spec, Instant::now())?;
     let mut controller =
         Controller::new(options.clone(), engine, Box::new(program), checks, net.clone(), Instant::now());
 

@@ -199,12 +199,16 @@ impl Controller {
 
     /// Whether every backend has had a verdict and every next hop an answer.
     pub fn is_settled(&self) -> bool {
-        self.checks.pending() == 0 && self.engine.next_hops_settled()
+        self.has_verdicts() && self.engine.next_hops_settled()
     }
 
-    /// Whether every backend has had a verdict.
+    /// Whether every backend that is probed has had a verdict, and the tables rest on it: the probes may know more.
     pub fn has_verdicts(&self) -> bool {
-        self.checks.pending() == 0
+        let has = |service, backend| {
+            self.engine.admin(service, backend) == AdminState::Disabled
+                || self.engine.health(&backend_ref(service, backend)) != Health::Unknown
+        };
+        self.spec().services.iter().all(|s| s.backends.iter().all(|b| has(s, b)))
     }
 
     /// Brings the maps in line with what is known. A failure is retried later, see [`Self::retry_at`].

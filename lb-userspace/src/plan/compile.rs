@@ -147,7 +147,15 @@ struct Filled {
 struct Placed {
     base: u32,
     size: u32,
+    whole: Arc<Whole>,
     filled: Arc<Filled>,
+}
+
+/// The ring of a pool as if all of it were eligible.
+#[derive(Debug)]
+struct Whole {
+    members: Vec<Member>,
+    ids: Vec<u16>,
 }
 
 /// See the module.
@@ -226,6 +234,7 @@ impl Compiler {
         now: Instant,
         compiled: &mut Compiled,
     ) -> Result<(), CapacityError> {
+        let mut pool = Vec::new();
         let mut members = Vec::new();
         let mut fallback = Vec::new();
         let mut backends = Vec::new();
@@ -234,6 +243,7 @@ impl Compiler {
             let identity = Identity { address: backend.address, port: backend.port };
             let id = self.ids.get(&Owner { service: Arc::clone(&service.name), identity }, now)?;
             let member = Member { id, identity, weight: backend.weight };
+            pool.push(member);
             if knowledge.is_eligible() {
                 members.push(member);
             } else if knowledge.admin != AdminState::Disabled && knowledge.route.is_some() {
@@ -251,7 +261,7 @@ impl Compiler {
         if members.is_empty() && service.on_all_down == OnAllDown::UseAll {
             members = fallback;
         }
-        let placed = self.ring(&service.name, service.ring_size, members)?;
+        let placed = self.ring(&service.name, service.ring_size, pool, members)?;
         let weights: BTreeMap<u16, u32> = placed.filled.members.iter().map(|m| (m.id, m.weight)).collect();
         let total: u64 = weights.values().map(|w| u64::from(*w)).sum();
         for backend in &mut backends {
@@ -282,26 +292,35 @@ impl Compiler {
         Ok(())
     }
 
-    /// The service's ring with these members, where it stands, built anew only when something differs.
-    fn ring(&mut self, name: &Arc<str>, size: u32, members: Vec<Member>) -> Result<&Placed, CapacityError> {
+    /// The service's ring with these members of its pool, where it stands, built anew only when something differs.
+    fn ring(
+        &mut self,
+        name: &Arc<str>,
+        size: u32,
+        pool: Vec<Member>,
+        members: Vec<Member>,
+    ) -> Result<&Placed, CapacityError> {
         let old = self.rings.get(name);
         let same_size = old.filter(|placed| placed.size == size);
-        if same_size.is_none_or(|placed| placed.filled.members != members) {
+        let whole = same_size.map(|placed| &placed.whole).filter(|whole| whole.members == pool).cloned();
+        if whole.is_none() || same_size.is_none_or(|placed| placed.filled.members != members) {
             let base = match same_size {
                 Some(placed) => placed.base,
                 None => self.space.take(size)?,
             };
             self.old_places.extend(old.filter(|placed| placed.base != base).map(|placed| placed.base));
-            let filled = Arc::new(Filled::new(members, size));
-            self.rings.insert(Arc::clone(name), Placed { base, size, filled });
+            let whole =
+                whole.unwrap_or_else(|| Arc::new(Whole { ids: ring::build(&pool, size), members: pool }));
+            let filled = Arc::new(Filled::new(&whole, members));
+            self.rings.insert(Arc::clone(name), Placed { base, size, whole, filled });
         }
         Ok(&self.rings[name])
     }
 }
 
 impl Filled {
-    fn new(members: Vec<Member>, size: u32) -> Self {
-        let ids = ring::build(&members, size);
+    fn new(whole: &Whole, members: Vec<Member>) -> Self {
+        let ids = ring::refill(&whole.ids, &members);
         // Counted in a flat table: this runs within the millisecond that a verdict has.
         let mut counts = vec![0u32; usize::from(ids.iter().copied().max().unwrap_or(0)) + 1];
         for id in &ids {

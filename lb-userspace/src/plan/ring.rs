@@ -18,9 +18,12 @@
 //! round: for each free slot, in how many steps does the walk reach it? The nearest wins. The result is the same, the
 //! build takes a quarter less. (The neighbour of a taken slot would be faster still, but moves more.)
 //!
+//! **Who is away.** [`build`] is for the pool as the file has it; [`refill`] hands out what belongs to those who are not eligible.
+//! So a death moves the dead one's slots and no other, which also makes it quick.
+//!
 //! Figures and how to measure them: `docs/ring.md`.
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
 /// What a backend is, on every balancer and whatever its id: the only thing that seeds its permutation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -73,13 +76,29 @@ fn mix(input: u64) -> u64 {
 /// If `size` is not a prime below 2^31, or with more than 65,536 members: both are excluded by the spec.
 pub fn build(members: &[Member], size: u32) -> Vec<u16> {
     assert!(size < 1 << 31 && is_prime(size), "ring size {size} is not a prime below 2^31");
+    hand_out(members, vec![0; size as usize])
+}
+
+/// The ring of the whole pool, with the slots of those that are not among `eligible` handed out to the others: each walks
+/// its permutation again and takes its turns at these slots only.
+///
+/// So when a backend goes away, no slot of another one moves, and when it returns it gets back exactly what it had. What
+/// comes out depends on the pool and on who is eligible, not on the order of events.
+pub fn refill(whole: &[u16], eligible: &[Member]) -> Vec<u16> {
+    let ids: BTreeSet<u16> = eligible.iter().filter(|m| m.weight > 0).map(|m| m.id).collect();
+    let keep = |id: &u16| if ids.contains(id) { *id } else { 0 };
+    hand_out(eligible, whole.iter().map(keep).collect())
+}
+
+/// Hands the free slots of a ring, those of id 0, out to the members.
+fn hand_out(members: &[Member], ring: Vec<u16>) -> Vec<u16> {
     assert!(members.len() <= 1 << 16, "{} members are too many", members.len());
     let mut entrants: Vec<_> = members.iter().filter(|member| member.weight > 0).map(Entrant::new).collect();
     entrants.sort_unstable();
     let (Some(first), Some(last)) = (entrants.first(), entrants.last()) else {
-        return vec![0; size as usize];
+        return ring;
     };
-    let space = Space::new(size);
+    let space = Space::new(ring.len() as u32);
     let mut walkers: Vec<_> = entrants.iter().map(|entrant| Walker::new(entrant, space)).collect();
     if first.weight == last.weight {
         // The schedule of equal weights is the order of the hashes, again and again.
@@ -89,10 +108,10 @@ pub fn build(members: &[Member], size: u32) -> Vec<u16> {
             next = if turn + 1 == count { 0 } else { turn + 1 };
             turn
         };
-        fill(&mut walkers, turns, space)
+        fill(ring, &mut walkers, turns, space)
     } else {
-        let mut schedule = Schedule::new(&entrants, size);
-        fill(&mut walkers, || schedule.next(), space)
+        let mut schedule = Schedule::new(&entrants, space.size);
+        fill(ring, &mut walkers, || schedule.next(), space)
     }
 }
 
@@ -264,12 +283,17 @@ impl Space {
 }
 
 /// Lets the walkers take one slot a turn until none is free. `turn` says whose turn it is, for at least `size` turns.
-fn fill(walkers: &mut [Walker], mut turn: impl FnMut() -> usize, space: Space) -> Vec<u16> {
-    let mut ring = vec![0; space.size as usize];
-    let mut free = FreeSlots::all(space.size);
+fn fill(
+    mut ring: Vec<u16>,
+    walkers: &mut [Walker],
+    mut turn: impl FnMut() -> usize,
+    space: Space,
+) -> Vec<u16> {
+    let mut free = FreeSlots::of(&ring);
+    let count = free.count();
     // Where size / n probes (n slots are free) begin to cost more than n multiplications.
     let few = space.size.isqrt() / 2;
-    for _ in few..space.size {
+    for _ in few..count {
         let walker = &mut walkers[turn()];
         let (mut position, skip, mask) = (walker.position, walker.skip, walker.mask);
         let slot = loop {
@@ -325,12 +349,13 @@ fn inverse(value: u32, prime: u32) -> u32 {
 struct FreeSlots(Vec<u64>);
 
 impl FreeSlots {
-    fn all(size: u32) -> Self {
-        let mut words = vec![u64::MAX; size.div_ceil(64) as usize];
-        if let Some(last) = words.last_mut() {
-            *last >>= size.wrapping_neg() % 64;
-        }
-        Self(words)
+    fn of(ring: &[u16]) -> Self {
+        let word = |ids: &[u16]| ids.iter().rev().fold(0, |word, id| word << 1 | u64::from(*id == 0));
+        Self(ring.chunks(64).map(word).collect())
+    }
+
+    fn count(&self) -> u32 {
+        self.0.iter().map(|word| word.count_ones()).sum()
     }
 
     fn contains(&self, slot: u32) -> bool {

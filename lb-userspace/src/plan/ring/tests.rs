@@ -221,3 +221,32 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn a_death_moves_only_the_dead_ones_slots_and_a_return_brings_them_back() {
+    for count in [2usize, 3, 10, 100] {
+        let pool = pool(1, &vec![100; count]);
+        let whole = build(&pool, 65_537);
+        assert_eq!(refill(&whole, &pool), whole);
+        for dead in [0, count / 2, count - 1] {
+            let living: Vec<Member> = pool.iter().filter(|m| m.id != pool[dead].id).copied().collect();
+            let ring = refill(&whole, &living);
+            for (before, after) in whole.iter().zip(&ring) {
+                assert!(*after != pool[dead].id && *after != 0);
+                assert!(before == after || *before == pool[dead].id, "a slot of a living backend moved");
+            }
+            // What the dead one leaves is shared in proportion, so nobody is more than a slot or two off.
+            let share =
+                |id| ring.iter().filter(|slot| **slot == id).count() as f64 / 65_537.0 * living.len() as f64;
+            for member in &living {
+                assert!((0.97..1.03).contains(&share(member.id)), "{count}: {}", share(member.id));
+            }
+            assert_eq!(
+                refill(&whole, &living.iter().rev().copied().collect::<Vec<_>>()),
+                ring,
+                "order must not matter"
+            );
+        }
+        assert!(refill(&whole, &[]).iter().all(|id| *id == 0));
+    }
+}

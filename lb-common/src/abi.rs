@@ -9,6 +9,9 @@ pub const MAX_BACKEND_ID: u16 = 0x7fff;
 /// Entry point of the balancer program.
 pub const PROGRAM: &str = "xlb";
 
+/// The program that deletes pins which have not changed since they were read.
+pub const SWEEP_PROGRAM: &str = "xlb_sweep";
+
 /// The maps' names: object symbols, kernel names (15 bytes at most) and pin names alike.
 pub mod maps {
     /// Hash: [`crate::service::ServiceKey4`] -> [`crate::service::Service`].
@@ -25,7 +28,20 @@ pub mod maps {
     pub const OUTCOMES: &str = "OUTCOMES";
     /// Device map by interface index: where packets may be redirected to.
     pub const DEVICES: &str = "DEVICES";
+    /// The flow table. Hash: [`crate::flow::FlowKey`] -> [`crate::flow::Pin`].
+    pub const FLOWS: &str = "FLOWS";
+    /// Per-CPU array of one: [`crate::flow::PinStats`].
+    pub const PIN_STATS: &str = "PIN_STATS";
+    /// Per-CPU array of one: UDP pins that the CPU may still make until the next sweep, as `u64`.
+    pub const UDP_ROOM: &str = "UDP_ROOM";
+    /// Array: [`crate::flow::SweepItem`], what the sweeping program is to delete.
+    pub const SWEEP: &str = "SWEEP";
+    /// Array by backend id: [`crate::record::Record`].
+    pub const RECORDS: &str = "RECORDS";
 
     /// Every map of the balancer.
-    pub const ALL: [&str; 7] = [SERVICES4, SERVICES6, RING, BACKENDS, BACKEND_STATS, OUTCOMES, DEVICES];
+    pub const ALL: [&str; 12] = [
+        SERVICES4, SERVICES6, RING, BACKENDS, BACKEND_STATS, OUTCOMES, DEVICES, FLOWS, PIN_STATS, UDP_ROOM, SWEEP,
+        RECORDS,
+    ];
 }

@@ -29,6 +29,8 @@ pub const BACKEND_PRESENT: u32 = 1 << 0;
 pub const BACKEND_IPV6: u32 = 1 << 1;
 /// `next_hop`, `own` and `ifindex` are known.
 pub const BACKEND_ROUTED: u32 = 1 << 2;
+/// It is not dead: flows may go to it. (A draining backend is usable, and so is one that is down on layer 7 only.)
+pub const BACKEND_USABLE: u32 = 1 << 3;
 
 impl Backend {
     /// An entry that is not in use.
@@ -52,7 +54,7 @@ pub struct BackendStats {
     pub packets: u64,
     /// Bytes of them, from the IP header on, as they came in.
     pub bytes: u64,
-    /// New connections sent: TCP SYNs.
+    /// New connections sent: TCP SYNs, and datagrams that got a pin.
     pub connections: u64,
     /// Zero; makes an entry half a cache line.
     pub reserved: u64,

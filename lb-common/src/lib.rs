@@ -15,10 +15,13 @@ extern crate std;
 pub mod abi;
 pub mod backend;
 pub mod checksum;
+pub mod flow;
 pub mod hash;
 pub mod outcome;
 pub mod parse;
 #[cfg(feature = "user")]
 mod pod;
+pub mod record;
 pub mod service;
 pub mod slot;
+pub mod track;

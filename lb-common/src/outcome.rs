@@ -24,11 +24,16 @@ pub enum Outcome {
     DropNoDevice = 8,
     /// No room in front of the packet for the outer header.
     DropNoHeadroom = 9,
+    /// Nobody can serve the flow: the client was told by a TCP RST or an ICMP port unreachable.
+    Rejected = 10,
+    /// Nobody can serve the flow, and the client was not told: a RST is not answered, the rate was reached, or there is
+    /// no room for an answer.
+    DropLost = 11,
 }
 
 impl Outcome {
     /// Every outcome, by number.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 12] = [
         Self::Forwarded,
         Self::Redirected,
         Self::PassNotOurs,
@@ -39,6 +44,8 @@ impl Outcome {
         Self::DropNoNextHop,
         Self::DropNoDevice,
         Self::DropNoHeadroom,
+        Self::Rejected,
+        Self::DropLost,
     ];
 
     /// Size of the counter map: room to grow without another layout.
@@ -57,6 +64,8 @@ impl Outcome {
             Self::DropNoNextHop => "drop_no_next_hop",
             Self::DropNoDevice => "drop_no_device",
             Self::DropNoHeadroom => "drop_no_headroom",
+            Self::Rejected => "rejected",
+            Self::DropLost => "drop_lost",
         }
     }
 

@@ -1,6 +1,8 @@
 //! The map types may be copied to and from the kernel as bytes.
 
 use crate::backend::{Backend, BackendStats};
+use crate::flow::{FlowKey, Pin, PinStats, SweepItem};
+use crate::record::Record;
 use crate::service::{Service, ServiceKey4, ServiceKey6};
 
 macro_rules! pod {
@@ -10,4 +12,4 @@ macro_rules! pod {
     )*};
 }
 
-pod!(Backend, BackendStats, Service, ServiceKey4, ServiceKey6);
+pod!(Backend, BackendStats, FlowKey, Pin, PinStats, Record, Service, ServiceKey4, ServiceKey6, SweepItem);

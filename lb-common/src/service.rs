@@ -72,6 +72,12 @@ pub const FORWARD_IPIP: u8 = 2;
 
 /// The hash covers the client's address only.
 pub const SERVICE_HASH_CLIENT: u8 = 1 << 0;
+/// `tracking: always`: every flow is pinned.
+pub const SERVICE_TRACK_ALWAYS: u8 = 1 << 1;
+/// `tracking: never`: no flow is pinned.
+pub const SERVICE_TRACK_NEVER: u8 = 1 << 2;
+/// `on_all_down: reject`: a client whom nobody can serve is told so.
+pub const SERVICE_REJECT: u8 = 1 << 3;
 
 impl Service {
     /// The entry that marks an address that services listen on: malformed packets are judged for these only.

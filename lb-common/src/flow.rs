@@ -1,0 +1,87 @@
+//! Flows and pins: the flow table as the program and the controller see it.
+
+/// Key of the flow table: the 5-tuple. One shape for both families: IPv4 addresses are written as IPv4-mapped IPv6
+/// ones (RFC 4291, section 2.5.5.2).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C, align(8))]
+pub struct FlowKey {
+    /// The client.
+    pub source: [u8; 16],
+    /// The service's address.
+    pub destination: [u8; 16],
+    /// Source port, destination port, network order.
+    pub ports: [u8; 4],
+    /// IP protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+/// `address` as IPv4-mapped IPv6.
+#[inline(always)]
+pub const fn widened([a, b, c, d]: [u8; 4]) -> [u8; 16] {
+    [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+}
+
+impl FlowKey {
+    /// Key of a flow between widened or IPv6 addresses.
+    #[inline(always)]
+    pub const fn new(source: [u8; 16], destination: [u8; 16], ports: [u8; 4], protocol: u8) -> Self {
+        Self { source, destination, ports, protocol, reserved: [0; 3] }
+    }
+}
+
+/// A pin: holds a flow to a backend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct Pin {
+    /// When the flow was last seen: `CLOCK_MONOTONIC`, ns, as coarse as the kernel's tick.
+    pub last_seen_ns: u64,
+    /// Index in `RING` of the slot that the flow falls on.
+    pub slot: u32,
+    /// The backend's id.
+    pub backend: u16,
+    /// 1 once a FIN or RST was seen, else 0.
+    pub closing: u16,
+}
+
+/// What one CPU did to the flow table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[repr(C)]
+pub struct PinStats {
+    /// The window that `in_window` counts: time / [`RATE_WINDOW_NS`].
+    pub window: u64,
+    /// Pins asked for in it.
+    pub in_window: u64,
+    /// New pins that were refused: the rate, UDP's share, or a full table.
+    pub refused: u64,
+    /// Packets that met the dead answer.
+    pub answers_in_window: u64,
+}
+
+/// New pins and dead answers are limited for each CPU and window of so long: a power of two, so that a shift finds it.
+pub const RATE_WINDOW_NS: u64 = 1 << 30;
+/// New pins for each CPU and window: 50,000 a second.
+pub const PINS_PER_WINDOW: u64 = 50_000 * RATE_WINDOW_NS / 1_000_000_000;
+/// Dead answers for each CPU and window: 10,000 a second.
+pub const ANSWERS_PER_WINDOW: u64 = 10_000 * RATE_WINDOW_NS / 1_000_000_000;
+/// A closing pin that was not seen for so long may be taken by a new connection with the same ports.
+pub const REUSE_NS: u64 = 1_000_000_000;
+
+/// A pin to be deleted if it has not changed since it was read: element of `SWEEP`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct SweepItem {
+    /// Its key.
+    pub key: FlowKey,
+    /// Its value as it was read.
+    pub pin: Pin,
+}
+
+/// Items that one run of the sweeping program handles.
+pub const SWEEP_BATCH: u32 = 1024;
+
+const _: () = assert!(size_of::<FlowKey>() == 40);
+const _: () = assert!(size_of::<Pin>() == 16);
+const _: () = assert!(size_of::<PinStats>() == 32);
+const _: () = assert!(size_of::<SweepItem>() == 56);

@@ -22,7 +22,7 @@ pub fn xlb(ctx: XdpContext) -> u32 {
         maps::count(outcome);
     }
     match outcome {
-        Outcome::Forwarded => xdp_action::XDP_TX,
+        Outcome::Forwarded | Outcome::Rejected => xdp_action::XDP_TX,
         Outcome::Redirected => xdp_action::XDP_REDIRECT,
         Outcome::PassNotOurs => xdp_action::XDP_PASS,
         Outcome::DropMalformed
@@ -31,7 +31,8 @@ pub fn xlb(ctx: XdpContext) -> u32 {
         | Outcome::DropNoBackend
         | Outcome::DropNoNextHop
         | Outcome::DropNoDevice
-        | Outcome::DropNoHeadroom => xdp_action::XDP_DROP,
+        | Outcome::DropNoHeadroom
+        | Outcome::DropLost => xdp_action::XDP_DROP,
     }
 }
 

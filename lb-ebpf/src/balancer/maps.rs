@@ -8,7 +8,9 @@ use aya_ebpf::{
 use lb_common::{
     abi::MAX_BACKEND_ID,
     backend::{Backend, BackendStats},
+    flow::{FlowKey, Pin, PinStats, SWEEP_BATCH, SweepItem},
     outcome::Outcome,
+    record::Record,
     service::{Service, ServiceKey4, ServiceKey6},
     slot::Slot,
 };
@@ -30,6 +32,17 @@ static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::with_max_entries(
 static OUTCOMES: PerCpuArray<u64> = PerCpuArray::with_max_entries(Outcome::CAPACITY, 0);
 #[map]
 static DEVICES: DevMapHash = DevMapHash::with_max_entries(64, 0);
+/// A plain hash, allocated in advance: when it is full it refuses, so that no flood can push out a live pin.
+#[map]
+static FLOWS: HashMap<FlowKey, Pin> = HashMap::with_max_entries(1_048_576, 0);
+#[map]
+static PIN_STATS: PerCpuArray<PinStats> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static UDP_ROOM: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);
+#[map]
+static SWEEP: Array<SweepItem> = Array::with_max_entries(SWEEP_BATCH, BPF_F_MMAPABLE);
+#[map]
+static RECORDS: Array<Record> = Array::with_max_entries(MAX_BACKEND_ID as u32 + 1, 0);
 
 /// The service of (address, port, protocol), else of (address, any port, protocol).
 #[inline(always)]

@@ -49,6 +49,8 @@ pub fn load(limits: &Limits) -> Result<(BpfMaps, BpfProgram), LoadError> {
         .map_max_entries(maps::RING, limits.slots.div_ceil(2))
         .map_max_entries(maps::BACKENDS, limits.backends)
         .map_max_entries(maps::BACKEND_STATS, limits.backends)
+        .map_max_entries(maps::RECORDS, limits.backends)
+        .map_max_entries(maps::FLOWS, limits.flows)
         .load(objects::balancer()?)
         .map_err(|e| load_error("create the BPF maps", &e))?;
     program(&mut ebpf).load().map_err(|e| load_error("load the XDP program", &e))?;

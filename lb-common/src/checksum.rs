@@ -10,6 +10,19 @@ pub const fn fold(sum: u32) -> u16 {
     ((once & 0xffff) + (once >> 16)) as u16
 }
 
+/// The words of some bytes, an even number of them. Unfolded: up to 128 KiB do not overflow.
+#[inline(always)]
+pub fn words<const N: usize>(bytes: &[u8; N]) -> u32 {
+    const { assert!(N.is_multiple_of(2)) };
+    let mut sum = 0;
+    let mut at = 0;
+    while at < N {
+        sum += u16::from_ne_bytes([bytes[at], bytes[at + 1]]) as u32;
+        at += 2;
+    }
+    sum
+}
+
 /// The words of an IPv4 address.
 #[inline(always)]
 pub const fn words4(address: [u8; 4]) -> u32 {

@@ -13,6 +13,7 @@
 extern crate std;
 
 pub mod abi;
+pub mod answer;
 pub mod backend;
 pub mod checksum;
 pub mod flow;

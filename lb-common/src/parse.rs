@@ -80,6 +80,8 @@ pub struct Packet<A> {
     pub tos: u8,
     /// Bytes from the IP header on.
     pub ip_len: u16,
+    /// Bytes of the IP header, options and extension headers included.
+    pub ip_header_len: u16,
 }
 
 impl<A> Packet<A> {
@@ -172,6 +174,7 @@ pub fn ipv4(bytes: &(impl Bytes + ?Sized), at: usize) -> Parsed<[u8; 4]> {
             tcp_flags,
             tos: ip.tos,
             ip_len: total,
+            ip_header_len: header as u16,
         }),
         None => bad(Bad::Malformed),
     }
@@ -202,6 +205,7 @@ pub fn ipv6(bytes: &(impl Bytes + ?Sized), at: usize) -> Parsed<[u8; 16]> {
             tcp_flags,
             tos: first << 4 | second >> 4,
             ip_len: payload + 40,
+            ip_header_len: (l4 - at) as u16,
         }),
         None => bad(Bad::Malformed),
     }

@@ -4,10 +4,14 @@
 
 use aya_ebpf::{
     bindings::xdp_md,
-    helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len},
+    helpers::generated::{bpf_csum_diff, bpf_xdp_adjust_head, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
-use lb_common::parse::{Bytes, Plain};
+use core::ptr;
+use lb_common::{
+    checksum,
+    parse::{Bytes, Plain},
+};
 
 /// The linear part of a packet. Stale after [`adjust_head`]: make a new one.
 #[derive(Clone, Copy)]
@@ -39,6 +43,19 @@ impl Frame {
         // it runs.
         unsafe { (start as *mut T).write_unaligned(value) };
         Some(())
+    }
+}
+
+impl Frame {
+    /// Folded one's complement sum of the `N` bytes at `at`, see [`lb_common::checksum`]; `None` if they do not lie
+    /// inside. `N` is a multiple of four.
+    #[inline(always)]
+    pub fn sum<const N: u32>(&self, at: usize) -> Option<u16> {
+        const { assert!(N.is_multiple_of(4)) };
+        let start = self.pointer(at, N as usize)?;
+        // SAFETY: inside the packet, as just compared; the helper only reads, and takes no bytes from null with size 0.
+        let sum = unsafe { bpf_csum_diff(ptr::null_mut(), 0, start as *mut u32, N, 0) };
+        Some(checksum::fold(sum as u32))
     }
 }
 

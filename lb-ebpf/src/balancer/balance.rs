@@ -5,12 +5,16 @@ use lb_common::{
     backend::{BACKEND_ROUTED, Backend},
     hash,
     outcome::Outcome,
-    parse::{self, Bad, Network, Packet, Parsed},
-    service::{SERVICE_HASH_CLIENT, Service},
+    parse::{self, Bad, Network, Packet, Parsed, UDP},
+    service::{SERVICE_HASH_CLIENT, SERVICE_REJECT, SERVICE_TRACK_ALWAYS, SERVICE_TRACK_NEVER, Service},
+    slot::Slot,
 };
 use lb_ebpf::packet::Frame;
 
-use crate::{forward, maps};
+use crate::{
+    answer, forward, maps,
+    track::{self, Answer},
+};
 
 /// Decides about a packet and rewrites it. `Err` is an outcome, too: the way out of the middle.
 #[inline(always)]
@@ -42,8 +46,9 @@ fn ipv4(ctx: &XdpContext, frame: &Frame, at: usize) -> Result<Outcome, Outcome> 
         ports(service, &packet),
         packet.protocol,
     );
-    let (id, backend) = select(service, hash)?;
-    send(ctx, service, id, backend, hash, at, false, &packet)
+    let track = |index, slot, always| track::ipv4(ctx, at, index, slot, always);
+    let Some(target) = select(service, hash, &packet, track)? else { return Err(answer::ipv4(ctx, at)) };
+    send(ctx, service, &target, hash, at, false, &packet)
 }
 
 #[inline(always)]
@@ -65,8 +70,9 @@ fn ipv6(ctx: &XdpContext, frame: &Frame, at: usize) -> Result<Outcome, Outcome> 
         ports(service, &packet),
         packet.protocol,
     );
-    let (id, backend) = select(service, hash)?;
-    send(ctx, service, id, backend, hash, at, true, &packet)
+    let track = |index, slot, always| track::ipv6(ctx, at, index, slot, always);
+    let Some(target) = select(service, hash, &packet, track)? else { return Err(answer::ipv6(ctx, at)) };
+    send(ctx, service, &target, hash, at, true, &packet)
 }
 
 /// What becomes of a broken packet: dropped if its destination is a service address, else none of our business.
@@ -85,41 +91,62 @@ fn ports<A>(service: &Service, packet: &Packet<A>) -> [u8; 4] {
     if service.flags & SERVICE_HASH_CLIENT == 0 { packet.ports } else { [0; 4] }
 }
 
-/// The slot's backend, ready to be sent to.
+/// Where a packet goes.
+struct Target {
+    id: u16,
+    backend: &'static Backend,
+    /// It opens a connection, or is the first of a datagram's flow.
+    is_new: bool,
+}
+
+/// The backend of the packet, ready to be sent to; `None` if its client is to be told that there is nobody. `track` asks
+/// the flow table.
 #[inline(always)]
-fn select(service: &Service, hash: u32) -> Result<(u16, &'static Backend), Outcome> {
-    let slot = maps::slot(service, hash::slot(hash, service.ring_size));
-    let id = slot.current();
+fn select<A>(
+    service: &Service,
+    hash: u32,
+    packet: &Packet<A>,
+    track: impl Fn(u32, Slot, bool) -> Answer,
+) -> Result<Option<Target>, Outcome> {
+    let index = service.ring_base + hash::slot(hash, service.ring_size);
+    let slot = maps::slot(index);
+    let always = packet.protocol == UDP || service.flags & SERVICE_TRACK_ALWAYS != 0;
+    let mut is_new = packet.is_syn();
+    let mut id = slot.current();
+    if service.flags & SERVICE_TRACK_NEVER == 0 && (always || !slot.is_settled()) {
+        let answer = track(index, slot, always);
+        let Some(chosen) = answer.backend() else { return Ok(None) };
+        id = chosen;
+        is_new |= packet.protocol == UDP && answer.is_new();
+    }
     if id == 0 {
-        return Err(Outcome::DropNoBackend);
+        return if service.flags & SERVICE_REJECT != 0 { Ok(None) } else { Err(Outcome::DropNoBackend) };
     }
     let backend = maps::backend(id).ok_or(Outcome::DropNoBackend)?;
     if backend.flags & BACKEND_ROUTED == 0 {
         return Err(Outcome::DropNoNextHop);
     }
-    Ok((id, backend))
+    Ok(Some(Target { id, backend, is_new }))
 }
 
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "a stage of the packet path: inlined, all of it in registers")]
 fn send<A>(
     ctx: &XdpContext,
     service: &Service,
-    id: u16,
-    backend: &Backend,
+    target: &Target,
     hash: u32,
     at: usize,
     inner_v6: bool,
     packet: &Packet<A>,
 ) -> Result<Outcome, Outcome> {
     let inner = forward::Inner { at, ipv6: inner_v6, tos: packet.tos, ip_len: packet.ip_len, hash };
-    forward::rewrite(ctx, service, backend, &inner)?;
-    let outcome = if backend.ifindex as usize == ctx.ingress_ifindex() {
+    forward::rewrite(ctx, service, target.backend, &inner)?;
+    let outcome = if target.backend.ifindex as usize == ctx.ingress_ifindex() {
         Outcome::Forwarded
     } else {
-        maps::redirect(backend.ifindex)?;
+        maps::redirect(target.backend.ifindex)?;
         Outcome::Redirected
     };
-    maps::count_sent(id, packet.ip_len, packet.is_syn());
+    maps::count_sent(target.id, packet.ip_len, target.is_new);
     Ok(outcome)
 }

@@ -7,9 +7,11 @@
 #![expect(missing_docs, reason = "the xdp macro adds a public function without any")]
 #![expect(clippy::needless_pass_by_value, reason = "the xdp macro passes the context so")]
 
+mod answer;
 mod balance;
 mod forward;
 mod maps;
+mod track;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::outcome::Outcome;

@@ -1,7 +1,7 @@
 //! The maps, private, behind typed functions.
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, xdp_action},
+    bindings::{BPF_F_MMAPABLE, BPF_NOEXIST, xdp_action},
     macros::map,
     maps::{Array, HashMap, PerCpuArray, xdp::DevMapHash},
 };
@@ -66,10 +66,9 @@ pub fn service6(address: [u8; 16], port: [u8; 2], protocol: u8) -> Option<&'stat
     }
 }
 
-/// The slot number `index` of `service`'s ring.
+/// The slot at `at` in the array of all rings.
 #[inline(always)]
-pub fn slot(service: &Service, index: u32) -> Slot {
-    let at = service.ring_base + index;
+pub fn slot(at: u32) -> Slot {
     RING.get(at / 2).map_or(Slot::EMPTY, |pair| Slot::from_word(pair[(at % 2) as usize]))
 }
 
@@ -89,6 +88,70 @@ pub fn count_sent(id: u16, bytes: u16, opens: bool) {
         stats.bytes += u64::from(bytes);
         stats.connections += u64::from(opens);
     }
+}
+
+/// The flow's pin.
+#[inline(always)]
+pub fn pin(key: &FlowKey) -> Option<&'static mut Pin> {
+    // SAFETY: the value lives in the map; its fields are words that CPUs write each whole.
+    FLOWS.get_ptr_mut(key).and_then(|pin| unsafe { pin.as_mut() })
+}
+
+/// What became of a new pin.
+pub enum Inserted {
+    /// It is there.
+    New,
+    /// Another CPU has just made one for this flow.
+    Exists,
+    /// The table is full.
+    Refused,
+}
+
+/// Makes a new pin.
+#[inline(always)]
+pub fn insert_pin(key: &FlowKey, pin: &Pin) -> Inserted {
+    const EEXIST: i64 = -17;
+    match FLOWS.insert(key, pin, u64::from(BPF_NOEXIST)) {
+        Ok(()) => Inserted::New,
+        Err(error) if i64::from(error) == EEXIST => Inserted::Exists,
+        Err(_) => Inserted::Refused,
+    }
+}
+
+/// Removes a pin.
+#[inline(always)]
+pub fn delete_pin(key: &FlowKey) {
+    // It may be gone already.
+    let _ = FLOWS.remove(key);
+}
+
+/// This CPU's count of pins.
+#[inline(always)]
+pub fn pin_stats() -> Option<&'static mut PinStats> {
+    // SAFETY: this CPU's own entry, and XDP programs are not interrupted by others on the same CPU.
+    PIN_STATS.get_ptr_mut(0).and_then(|stats| unsafe { stats.as_mut() })
+}
+
+/// Counts a new pin that was refused.
+#[inline(always)]
+pub fn count_refused() {
+    if let Some(stats) = pin_stats() {
+        stats.refused += 1;
+    }
+}
+
+/// Takes one of the UDP pins that this CPU may still make before the next sweep.
+#[inline(always)]
+pub fn take_udp_room() -> bool {
+    let Some(room) = UDP_ROOM.get_ptr_mut(0) else { return false };
+    // SAFETY: this CPU's own entry; a sweep that writes it meanwhile is off by one at most.
+    unsafe {
+        if *room == 0 {
+            return false;
+        }
+        *room -= 1;
+    }
+    true
 }
 
 /// Counts a packet that was not sent.

@@ -122,6 +122,47 @@ fn set_admin(service: &str, backend: &str, state: AdminState, force: bool) -> Re
 /// A status with something of everything: two services, a backend down, one draining, one leaving, a held change, a
 /// guard.
 pub fn status() -> Status {
+    let dns = ServiceStatus {
+        name: "dns".to_owned(),
+        listen: vec!["192.0.2.53:53/udp".to_owned()],
+        forward: "ipip".to_owned(),
+        ring_size: 4093,
+        ..ServiceStatus::default()
+    };
+    Status {
+        config: ConfigStatus {
+            path: "/etc/xlb/xlb.yaml".to_owned(),
+            generation: 4,
+            reloads: 3,
+            last_error: Some("held: 2 of 3 backends would go".to_owned()),
+            held: vec!["web: 2 of 3 backends would go; `xlb reload` consents".to_owned()],
+        },
+        interfaces: vec![
+            InterfaceStatus { name: "eth0".to_owned(), mode: InterfaceMode::Native, note: None },
+            InterfaceStatus {
+                name: "eth1".to_owned(),
+                mode: InterfaceMode::Generic,
+                note: Some("the driver has no XDP".to_owned()),
+            },
+        ],
+        services: vec![web(), dns],
+        outcomes: Outcomes(vec![
+            (Cow::Borrowed("forwarded"), 4000),
+            (Cow::Borrowed("pass_not_ours"), 70),
+            (Cow::Borrowed("drop_malformed"), 3),
+            (Cow::Borrowed("drop_martian"), 0),
+        ]),
+        controller: ControllerStatus {
+            version: "0.1.0".to_owned(),
+            uptime_s: 3725.0,
+            pid: 4711,
+            guard: vec!["no backend behind eth1 answers any more: the tables are held for 27s".to_owned()],
+        },
+        flows: FlowStatus { pins: 1246, limit: 1_048_576, refused: 5, swept_s: Some(0.75), sweeps: 3600 },
+    }
+}
+
+fn web() -> ServiceStatus {
     let s1 = backend("s1", 11);
     let s2 = BackendStatus {
         health: Health::Down,
@@ -150,7 +191,7 @@ pub fn status() -> Status {
         drain_left_s: Some(12.0),
         ..backend("s0", 10)
     };
-    let web = ServiceStatus {
+    ServiceStatus {
         name: "web".to_owned(),
         listen: vec!["192.0.2.10:80/tcp".to_owned(), "[2001:db8::10]:80/tcp".to_owned()],
         forward: "l2".to_owned(),
@@ -167,44 +208,6 @@ pub fn status() -> Status {
         packets_per_s: Some(1234.5),
         bytes_per_s: Some(123_450.0),
         connections_per_s: Some(7.5),
-    };
-    let dns = ServiceStatus {
-        name: "dns".to_owned(),
-        listen: vec!["192.0.2.53:53/udp".to_owned()],
-        forward: "ipip".to_owned(),
-        ring_size: 4093,
-        ..ServiceStatus::default()
-    };
-    Status {
-        config: ConfigStatus {
-            path: "/etc/xlb/xlb.yaml".to_owned(),
-            generation: 4,
-            reloads: 3,
-            last_error: Some("held: 2 of 3 backends would go".to_owned()),
-            held: vec!["web: 2 of 3 backends would go; `xlb reload` consents".to_owned()],
-        },
-        interfaces: vec![
-            InterfaceStatus { name: "eth0".to_owned(), mode: InterfaceMode::Native, note: None },
-            InterfaceStatus {
-                name: "eth1".to_owned(),
-                mode: InterfaceMode::Generic,
-                note: Some("the driver has no XDP".to_owned()),
-            },
-        ],
-        services: vec![web, dns],
-        outcomes: Outcomes(vec![
-            (Cow::Borrowed("forwarded"), 4000),
-            (Cow::Borrowed("pass_not_ours"), 70),
-            (Cow::Borrowed("drop_malformed"), 3),
-            (Cow::Borrowed("drop_martian"), 0),
-        ]),
-        controller: ControllerStatus {
-            version: "0.1.0".to_owned(),
-            uptime_s: 3725.0,
-            pid: 4711,
-            guard: vec!["no backend behind eth1 answers any more: the tables are held for 27s".to_owned()],
-        },
-        flows: FlowStatus { pins: 1246, limit: 1_048_576, refused: 5, swept_s: Some(0.75), sweeps: 3600 },
     }
 }
 

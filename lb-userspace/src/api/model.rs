@@ -313,7 +313,8 @@ mod tests {
     /// As a controller of version 0.1.0 writes it.
     #[test]
     fn a_status_of_an_earlier_controller_is_read() {
-        let mut status = fake::status();
+        // A JSON value keeps no order, which outcomes have.
+        let mut status = Status { outcomes: Outcomes::default(), ..fake::status() };
         let mut json = serde_json::to_value(&status).unwrap();
         json.as_object_mut().unwrap().remove("flows");
         json["controller"].as_object_mut().unwrap().remove("guard");

@@ -105,14 +105,14 @@ struct Waited {
     end: End,
     /// Null when the backend is gone.
     pins: Option<u64>,
-    waited_s: f64,
+    took_s: f64,
     #[serde(skip)]
     state: Option<AdminState>,
 }
 
 impl Waited {
     fn verdict(&self, name: &BackendName, limits: Limits) -> String {
-        let waited = duration(self.waited_s);
+        let waited = duration(self.took_s);
         let pins = self.pins.unwrap_or(0);
         match (self.end, self.state) {
             (End::Drained, _) => format!("{name}: no pin is left after {waited}"),
@@ -157,7 +157,7 @@ async fn wait(
                     return Ok(Waited {
                         end,
                         pins: seen.as_ref().map(|seen| seen.pins),
-                        waited_s: (now - started).as_secs_f64(),
+                        took_s: (now - started).as_secs_f64(),
                         state: seen.map(|seen| seen.state),
                     });
                 }

@@ -58,7 +58,7 @@ async fn waiting_ends_when_no_pin_is_left_and_shows_how_many_are() {
     })
     .await;
     assert_eq!((waited.end, waited.pins), (End::Drained, Some(0)));
-    assert!((20.0..21.5).contains(&waited.waited_s), "{waited:?}");
+    assert!((20.0..21.5).contains(&waited.took_s), "{waited:?}");
     assert_eq!(lines.len(), 20, "{lines:?}");
     assert_eq!(lines[1], "web/s2: 20 pins left, draining for 1.0s, deadline in 4m 59s");
     assert_eq!(waited.verdict(&name(), LIMITS), "web/s2: no pin is left after 20s");
@@ -69,7 +69,7 @@ async fn a_drain_without_pins_has_to_last_as_long_as_quiet_says() {
     let idle = |t| status(vec![draining(t, 0)], vec![], 0.0);
     let (waited, lines) = wait_under(LIMITS, idle).await;
     assert_eq!(waited.end, End::Drained);
-    assert!((10.0..11.5).contains(&waited.waited_s), "{waited:?}");
+    assert!((10.0..11.5).contains(&waited.took_s), "{waited:?}");
     assert_eq!(lines[3], "web/s2: 0 pins left, draining for 3.0s (sure after 10s)");
     // One that has lasted long enough already is over at once.
     let (waited, lines) = wait_under(LIMITS, move |t| idle(t + 60.0)).await;
@@ -87,10 +87,10 @@ async fn a_count_from_before_the_drain_is_not_believed() {
     })
     .await;
     assert_eq!(waited.end, End::Drained);
-    assert!(waited.waited_s >= 8.0, "{waited:?}");
+    assert!(waited.took_s >= 8.0, "{waited:?}");
     // The control: had it begun a second after the drain did, that would have been the end.
     let (waited, _) = wait_under(now, |t| status(vec![draining(t, 0)], vec![], t - 1.0)).await;
-    assert!(waited.waited_s < 4.0, "{waited:?}");
+    assert!(waited.took_s < 4.0, "{waited:?}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -114,7 +114,7 @@ async fn the_time_limit_is_one_of_waiting_only() {
     let limits = Limits { timeout: Duration::from_millis(2500), ..LIMITS };
     let (waited, _) = wait_under(limits, |t| status(vec![draining(t + 60.0, 1234)], vec![], 0.5)).await;
     assert_eq!((waited.end, waited.pins), (End::TimedOut, Some(1234)));
-    assert!((2.5..2.6).contains(&waited.waited_s), "{waited:?}");
+    assert!((2.5..2.6).contains(&waited.took_s), "{waited:?}");
     assert_eq!(waited.verdict(&name(), limits), "web/s2: 1,234 pins left after 2.5s; the drain goes on");
 }
 
@@ -132,7 +132,7 @@ async fn a_backend_that_leaves_is_watched_until_it_is_gone() {
     })
     .await;
     assert_eq!((waited.end, waited.pins, waited.state), (End::Gone, None, None));
-    assert!((20.0..21.5).contains(&waited.waited_s), "{waited:?}");
+    assert!((20.0..21.5).contains(&waited.took_s), "{waited:?}");
     assert_eq!(lines[5], "web/s2: 5 pins left, leaving, draining for 5.0s, deadline in 4m 55s");
     assert_eq!(waited.verdict(&name(), LIMITS), "web/s2: gone after 20s, so no pin is left");
 
@@ -262,10 +262,10 @@ async fn the_end_of_waiting_is_the_exit_status_and_the_last_line() {
     let (result, out, _) = command(busy(), as_json, Progress::Silent).await;
     assert_eq!(result.unwrap(), Exit::Failed);
     let mut json: serde_json::Value = serde_json::from_str(&out).unwrap();
-    assert!(json["wait"]["waited_s"].take().is_number(), "{out}");
+    assert!(json["wait"]["took_s"].take().is_number(), "{out}");
     let expected = serde_json::json!({
         "changed": true, "state": "drain", "notes": ["2 backends are left"],
-        "wait": {"end": "timed_out", "pins": 3, "waited_s": null},
+        "wait": {"end": "timed_out", "pins": 3, "took_s": null},
     });
     assert_eq!(json, expected);
 }

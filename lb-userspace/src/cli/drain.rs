@@ -48,7 +48,7 @@ pub(super) async fn drain<W: Write>(args: &DrainArgs, mut screen: Screen<W>) -> 
     let limits = Limits { timeout: args.timeout, quiet: args.quiet };
     let waited = wait(name, limits, async || client.status().await, |line| screen.show(line)).await;
     screen.clear();
-    let waited = waited.with_context(|| format!("wait for {name}, which goes on draining"))?;
+    let waited = waited.with_context(|| format!("wait for the drain of {name}"))?;
     if args.of.json {
         let state = waited.state.unwrap_or(reply.state);
         screen.print(&json(&WaitReply { reply: AdminReply { state, ..reply }, wait: &waited })?)?;
@@ -103,7 +103,7 @@ impl End {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Waited {
     end: End,
-    /// Null when the backend is gone.
+    /// Null when the backend is gone, and before the first count.
     pins: Option<u64>,
     took_s: f64,
     #[serde(skip)]
@@ -113,21 +113,23 @@ struct Waited {
 impl Waited {
     fn verdict(&self, name: &BackendName, limits: Limits) -> String {
         let waited = duration(self.took_s);
-        let pins = self.pins.unwrap_or(0);
         match (self.end, self.state) {
             (End::Drained, _) => format!("{name}: no pin is left after {waited}"),
             (End::Gone, _) => format!("{name}: gone after {waited}, so no pin is left"),
             (End::NoLongerDraining, state) => {
                 let state = state.map_or_else(|| "another".to_owned(), |state| state.to_string());
-                format!("{name} is no longer draining: its state is {state} now, with {} left", pins_of(pins))
+                let pins =
+                    self.pins.map_or_else(String::new, |pins| format!(", with {} left", pins_of(pins)));
+                format!("{name} is no longer draining: its state is {state} now{pins}")
             }
-            (End::TimedOut, _) if pins > 0 => {
-                format!("{name}: {} left after {waited}; the drain goes on", pins_of(pins))
-            }
-            (End::TimedOut, _) => format!(
+            (End::TimedOut, _) if self.pins == Some(0) => format!(
                 "{name}: no pin is left after {waited}, but the drain has to last {} to be sure; it goes on",
                 duration(sure_after(limits.quiet))
             ),
+            (End::TimedOut, _) => {
+                let pins = self.pins.map_or_else(|| "nobody knows how many pins are".to_owned(), pins_of);
+                format!("{name}: {pins} left after {waited}; the drain goes on")
+            }
         }
     }
 }
@@ -156,7 +158,7 @@ async fn wait(
                 {
                     return Ok(Waited {
                         end,
-                        pins: seen.as_ref().map(|seen| seen.pins),
+                        pins: seen.as_ref().and_then(|seen| seen.pins),
                         took_s: (now - started).as_secs_f64(),
                         state: seen.map(|seen| seen.state),
                     });
@@ -195,7 +197,7 @@ impl Watched<'_> {
             // Whatever the file said last of a backend that it no longer has: it drains.
             state: if present.is_some() { found.state } else { AdminState::Drain },
             leaving: present.is_none(),
-            pins: found.pins,
+            pins: status.flows.swept_s.and(Some(found.pins)),
             draining_s: found.draining_s,
             drain_left_s: found.drain_left_s,
             swept_s: status.flows.swept_s,
@@ -208,7 +210,8 @@ impl Watched<'_> {
 struct Seen {
     state: AdminState,
     leaving: bool,
-    pins: u64,
+    /// `None` before the first count.
+    pins: Option<u64>,
     draining_s: Option<f64>,
     drain_left_s: Option<f64>,
     swept_s: Option<f64>,
@@ -219,7 +222,7 @@ impl Seen {
         if self.state != AdminState::Drain {
             return Some(End::NoLongerDraining);
         }
-        (self.pins == 0 && self.is_sure(quiet)).then_some(End::Drained)
+        (self.pins == Some(0) && self.is_sure(quiet)).then_some(End::Drained)
     }
 
     /// Whether the count is one to rely on. Pins are counted by walks over the flow table, so a count is as old as its
@@ -232,14 +235,17 @@ impl Seen {
     }
 
     fn line(&self, name: &BackendName, quiet: Duration) -> String {
-        let mut line = format!("{name}: {} left", pins_of(self.pins));
+        let mut line = match self.pins {
+            Some(pins) => format!("{name}: {} left", pins_of(pins)),
+            None => format!("{name}: pins not counted yet"),
+        };
         if self.leaving {
             line += ", leaving";
         }
         if let Some(draining) = self.draining_s {
             line += &format!(", draining for {}", duration(draining));
         }
-        if self.pins == 0 {
+        if self.pins == Some(0) {
             line += &format!(" (sure after {})", duration(sure_after(quiet)));
         } else if let Some(left) = self.drain_left_s {
             line += &format!(", deadline in {}", duration(left));

@@ -96,16 +96,17 @@ async fn a_count_from_before_the_drain_is_not_believed() {
 #[tokio::test(start_paused = true)]
 async fn what_was_never_counted_is_not_zero() {
     let limits = Limits { timeout: Duration::from_secs(30), ..LIMITS };
-    let (waited, _) = wait_under(limits, |t| {
+    let (waited, lines) = wait_under(limits, |t| {
         let mut status = status(vec![draining(t, 0)], vec![], 0.0);
         status.flows.swept_s = None;
         status
     })
     .await;
-    assert_eq!(waited.end, End::TimedOut);
+    assert_eq!((waited.end, waited.pins), (End::TimedOut, None));
+    assert_eq!(lines[9], "web/s2: pins not counted yet, draining for 9.0s, deadline in 4m 51s");
     assert_eq!(
         waited.verdict(&name(), limits),
-        "web/s2: no pin is left after 30s, but the drain has to last 10s to be sure; it goes on"
+        "web/s2: nobody knows how many pins are left after 30s; the drain goes on"
     );
 }
 
@@ -116,6 +117,12 @@ async fn the_time_limit_is_one_of_waiting_only() {
     assert_eq!((waited.end, waited.pins), (End::TimedOut, Some(1234)));
     assert!((2.5..2.6).contains(&waited.took_s), "{waited:?}");
     assert_eq!(waited.verdict(&name(), limits), "web/s2: 1,234 pins left after 2.5s; the drain goes on");
+
+    let (waited, _) = wait_under(limits, |t| status(vec![draining(t, 0)], vec![], 0.5)).await;
+    assert_eq!(
+        waited.verdict(&name(), limits),
+        "web/s2: no pin is left after 2.5s, but the drain has to last 10s to be sure; it goes on"
+    );
 }
 
 #[tokio::test(start_paused = true)]

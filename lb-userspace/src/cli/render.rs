@@ -77,7 +77,7 @@ fn plan_of(out: &mut String, service: &ServicePlan) {
         block(out, "    + backend ", &escape(name));
     }
     for name in &service.backends_removed {
-        block(out, "    - backend ", &format!("{} (its connections end)", escape(name)));
+        block(out, "    - backend ", &format!("{} (it drains first)", escape(name)));
     }
     for change in &service.backends_changed {
         block(out, "    ~ ", &escape(change));

@@ -56,6 +56,20 @@ pub enum ClientError {
     Protocol(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+impl ClientError {
+    /// Whether it may be over in a moment: the controller restarts, or is busy.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            // Killed in the middle of an answer, it leaves a broken one.
+            Self::NotRunning(_) | Self::Timeout(_) | Self::Protocol(_) => true,
+            Self::Permission(_) => false,
+            Self::Controller { code, .. } => {
+                matches!(*code, StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT)
+            }
+        }
+    }
+}
+
 /// A client; every call makes its own connection.
 #[derive(Debug, Clone)]
 pub struct Client {
@@ -99,12 +113,13 @@ impl Client {
         decode(&self.call(Method::POST, &path, text.into()).await?)
     }
 
-    /// Put a backend into an administrative state.
+    /// Put a backend into an administrative state; with `force` also when no eligible backend would be left.
     pub async fn set_admin(
         &self,
         service: &str,
         backend: &str,
         state: AdminState,
+        force: bool,
     ) -> Result<AdminReply, ClientError> {
         let verb = match state {
             AdminState::Active => "enable",
@@ -112,7 +127,8 @@ impl Client {
             AdminState::Disabled => "disable",
         };
         let [service, backend] = [service, backend].map(|name| utf8_percent_encode(name, PLAIN));
-        let path = format!("/api/v1/services/{service}/backends/{backend}/{verb}");
+        let query = if force { "?force=true" } else { "" };
+        let path = format!("/api/v1/services/{service}/backends/{backend}/{verb}{query}");
         decode(&self.call(Method::POST, &path, Bytes::new()).await?)
     }
 
@@ -213,8 +229,10 @@ mod tests {
         assert_eq!((held.applied, held.held.len()), (false, 1));
         assert_eq!(client.plan("a b&c.yaml", "good").await.unwrap().services[0].slots_moved, 16384);
         assert_eq!(client.plan("x", "bad").await.unwrap().errors.len(), 1);
-        let reply = client.set_admin("web", "2001:db8::7", AdminState::Drain).await.unwrap();
+        let reply = client.set_admin("web", "2001:db8::7", AdminState::Drain, false).await.unwrap();
         assert_eq!(reply.state, AdminState::Drain);
+        let forced = client.set_admin("web", "s1", AdminState::Disabled, true).await.unwrap();
+        assert_eq!(forced.state, AdminState::Disabled);
         assert_eq!(
             fake.asked(),
             [
@@ -226,6 +244,7 @@ mod tests {
                 "plan a b&c.yaml of 4 bytes",
                 "plan x of 3 bytes",
                 "web/2001:db8::7 drain",
+                "web/s1 disabled forced",
             ]
         );
     }
@@ -233,10 +252,11 @@ mod tests {
     #[tokio::test]
     async fn a_refusal_is_an_error_in_the_controllers_words() {
         let (_dir, client, _fake) = serve();
-        let refused = client.set_admin("web", "s3", AdminState::Active).await.unwrap_err();
-        assert_eq!(refused.to_string(), "s3 is leaving");
+        let refused = client.set_admin("web", "s1", AdminState::Drain, false).await.unwrap_err();
+        assert_eq!(refused.to_string(), "s1 is the last eligible backend of web");
+        assert!(!refused.may_pass());
         // A name that could be taken for a path stays a name.
-        let unknown = client.set_admin("web", "../x/y", AdminState::Drain).await.unwrap_err();
+        let unknown = client.set_admin("web", "../x/y", AdminState::Drain, false).await.unwrap_err();
         assert_eq!(unknown.to_string(), "there is no backend web/../x/y");
     }
 
@@ -258,8 +278,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("xlb.sock");
         let missing = Client::new(&path).status().await.unwrap_err();
-        assert!(matches!(missing, ClientError::NotRunning(_)), "{missing:?}");
-        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        assert!(matches!(missing, ClientError::NotRunning(_)) && missing.may_pass(), "{missing:?}");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        // Killed in the middle of an answer.
+        let killed = std::thread::spawn(move || drop(listener.accept().unwrap()));
+        let broken = Client::new(&path).status().await.unwrap_err();
+        assert!(matches!(broken, ClientError::Protocol(_)) && broken.may_pass(), "{broken:?}");
+        killed.join().unwrap();
         let dead = Client::new(&path).status().await.unwrap_err();
         assert_eq!(
             dead.to_string(),

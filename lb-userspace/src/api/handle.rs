@@ -44,6 +44,8 @@ pub enum Request {
         backend: String,
         /// Wanted from now on.
         state: AdminState,
+        /// Also when no eligible backend would be left.
+        force: bool,
         /// What became of it.
         reply: oneshot::Sender<Result<AdminReply, AdminError>>,
     },
@@ -144,14 +146,15 @@ impl ControllerHandle {
         self.ask(|reply| Request::Plan { file_name, text, reply }).await
     }
 
-    /// Put a backend into an administrative state.
+    /// Put a backend into an administrative state; with `force` also when no eligible backend would be left.
     pub async fn set_admin(
         &self,
         service: String,
         backend: String,
         state: AdminState,
+        force: bool,
     ) -> Result<AdminReply, ControllerError> {
-        let answer = self.ask(|reply| Request::SetAdmin { service, backend, state, reply }).await?;
+        let answer = self.ask(|reply| Request::SetAdmin { service, backend, state, force, reply }).await?;
         Ok(answer?)
     }
 

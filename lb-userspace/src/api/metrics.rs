@@ -15,7 +15,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use super::model::{BackendStatus, Health, ServiceStatus, Status};
+use super::model::{BackendStatus, FlowStatus, Health, ServiceStatus, Status};
 use crate::config::spec::AdminState;
 
 /// How the text is written.
@@ -110,6 +110,7 @@ impl Collector for Families {
         let status = &*self.0;
         controller(&mut encoder, status)?;
         outcomes(&mut encoder, status)?;
+        flow_table(&mut encoder, &status.flows)?;
         services(&mut encoder, &status.services)?;
         backends(&mut encoder, &status.services)
     }
@@ -141,10 +142,12 @@ fn controller(encoder: &mut DescriptorEncoder, status: &Status) -> fmt::Result {
     family(encoder, MetricType::Info, "build", "The program that runs")?.encode_info(&version)?;
     let good = u64::from(config.last_error.is_none());
     let held = config.held.len() as u64;
+    let guards = status.controller.guard.len() as u64;
     for (name, help, value) in [
         ("config_last_reload_successful", "1 when the last reload came into force whole", good),
         ("config_generation", "Configurations that came into force", config.generation),
         ("config_held_changes", "Changes that wait for consent", held),
+        ("guard_active", "Mass failures that are not believed for now: tables are held", guards),
     ] {
         family(encoder, MetricType::Gauge, name, help)?.encode_gauge(&value)?;
     }
@@ -170,6 +173,27 @@ fn outcomes(encoder: &mut DescriptorEncoder, status: &Status) -> fmt::Result {
             let labels: Labels<1> = [("reason", reason)];
             count(&mut drops, &labels, *packets)?;
         }
+    }
+    Ok(())
+}
+
+fn flow_table(encoder: &mut DescriptorEncoder, flows: &FlowStatus) -> fmt::Result {
+    for (name, help, value) in [
+        ("flow_table_entries", "Pins in the flow table", flows.pins),
+        ("flow_table_max_entries", "Pins that fit into the flow table", u64::from(flows.limit)),
+    ] {
+        family(encoder, MetricType::Gauge, name, help)?.encode_gauge(&value)?;
+    }
+    for (name, help, value) in [
+        ("flow_insert_limited", "New pins refused: by the rate, UDP's share or a full table", flows.refused),
+        ("flow_table_sweeps", "Whole walks over the flow table", flows.sweeps),
+    ] {
+        family(encoder, MetricType::Counter, name, help)?
+            .encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
+    }
+    if let Some(age) = flows.swept_s {
+        let help = "Since the last whole walk began: the age of every count of pins";
+        family(encoder, MetricType::Gauge, "flow_table_sweep_age_seconds", help)?.encode_gauge(&age)?;
     }
     Ok(())
 }
@@ -242,13 +266,36 @@ fn backends(encoder: &mut DescriptorEncoder, services: &[ServiceStatus]) -> fmt:
             gauge(&mut family, &labels(service, backend), value(backend))?;
         }
     }
-    let help = "1 for the administrative state in force";
+    let help = "1 for the administrative state in force, or for leaving: not in the file any more";
     let mut states = family(encoder, MetricType::Gauge, "backend_state", help)?;
     for (service, backend) in of_all(services) {
-        for (state, text) in STATES {
+        let leaving = service.leaving.iter().any(|left| std::ptr::eq(left, backend));
+        let mut one = |text, value: bool| {
             let [of_service, of_backend] = labels(service, backend);
             let labels: Labels<3> = [of_service, of_backend, ("state", text)];
-            gauge(&mut states, &labels, u64::from(backend.state == state))?;
+            gauge(&mut states, &labels, u64::from(value))
+        };
+        for (state, text) in STATES {
+            one(text, backend.state == state && !leaving)?;
+        }
+        one("leaving", leaving)?;
+    }
+    drains(encoder, services)
+}
+
+/// Series of those that drain or leave only: a figure of the others would have to be made up.
+fn drains(encoder: &mut DescriptorEncoder, services: &[ServiceStatus]) -> fmt::Result {
+    type Seconds = fn(&BackendStatus) -> Option<f64>;
+    let families: [(&str, &str, Seconds); 2] = [
+        ("backend_draining_seconds", "Since its drain began", |b| b.draining_s),
+        ("backend_drain_left_seconds", "Until the deadline of its drain", |b| b.drain_left_s),
+    ];
+    for (name, help, value) in families {
+        let mut family = family(encoder, MetricType::Gauge, name, help)?;
+        for (service, backend) in of_all(services) {
+            if let Some(seconds) = value(backend) {
+                family.encode_family(&labels(service, backend))?.encode_gauge(&seconds)?;
+            }
         }
     }
     Ok(())
@@ -278,135 +325,5 @@ fn of_all(services: &[ServiceStatus]) -> impl Iterator<Item = (&ServiceStatus, &
 }
 
 #[cfg(test)]
-mod tests {
-    use std::{
-        collections::{BTreeMap, BTreeSet},
-        time::{Duration, Instant},
-    };
-
-    use super::*;
-    use crate::api::fake;
-
-    /// Checks an exposition line by line; returns its samples: series to value.
-    fn parse(text: &str, format: Format) -> BTreeMap<String, f64> {
-        let mut samples = BTreeMap::new();
-        let (mut named, mut family, mut kind) = (BTreeSet::new(), String::new(), String::new());
-        let body = match format {
-            Format::OpenMetrics => text.strip_suffix("# EOF\n").expect("an EOF at the end"),
-            Format::Classic => text,
-        };
-        let mut lines = body.lines();
-        while let Some(line) = lines.next() {
-            if let Some(help) = line.strip_prefix("# HELP ") {
-                let (name, help) = help.split_once(' ').unwrap();
-                assert!(!help.is_empty() && named.insert(name.to_owned()), "{line}");
-                let (of, its_kind) =
-                    lines.next().unwrap().strip_prefix("# TYPE ").unwrap().split_once(' ').unwrap();
-                assert_eq!(of, name);
-                (family, kind) = (name.to_owned(), its_kind.to_owned());
-                continue;
-            }
-            assert!(!line.starts_with('#'), "{line}");
-            let (series, value) = line.rsplit_once(' ').unwrap();
-            let name = series.split('{').next().unwrap();
-            let suffix = match (format, kind.as_str()) {
-                (Format::OpenMetrics, "counter") => "_total",
-                (Format::OpenMetrics, "info") => "_info",
-                _ => "",
-            };
-            assert_eq!(name, format!("{family}{suffix}"), "{line}");
-            assert_eq!(kind == "counter", name.ends_with("_total"), "{line}");
-            assert!(samples.insert(series.to_owned(), value.parse().unwrap()).is_none(), "twice: {line}");
-        }
-        samples
-    }
-
-    fn samples_of(status: Status) -> BTreeMap<String, f64> {
-        let status = Arc::new(status);
-        let open = parse(&encode(status.clone(), Format::OpenMetrics), Format::OpenMetrics);
-        let classic = parse(&encode(status, Format::Classic), Format::Classic);
-        assert_eq!(open, classic, "both formats tell the same");
-        open
-    }
-
-    #[test]
-    fn the_series_are_those_of_the_design() {
-        let samples = samples_of(fake::status());
-        for (series, value) in [
-            (r#"xlb_build_info{version="0.1.0"}"#, 1.0),
-            ("xlb_config_last_reload_successful", 0.0),
-            ("xlb_config_generation", 4.0),
-            ("xlb_config_reloads_total", 3.0),
-            (r#"xlb_outcomes_total{outcome="pass_not_ours"}"#, 70.0),
-            (r#"xlb_drops_total{reason="malformed"}"#, 3.0),
-            (r#"xlb_service_connections_total{service="web"}"#, 40.0),
-            (r#"xlb_service_backends{service="web"}"#, 3.0),
-            (r#"xlb_service_healthy_backends{service="web"}"#, 1.0),
-            (r#"xlb_backend_bytes_total{service="web",backend="s1"}"#, 100_000.0),
-            (r#"xlb_backend_up{service="web",backend="s2"}"#, 0.0),
-            (r#"xlb_backend_state{service="web",backend="s3",state="drain"}"#, 1.0),
-            (r#"xlb_backend_state{service="web",backend="s3",state="active"}"#, 0.0),
-            (r#"xlb_backend_pins{service="web",backend="s0"}"#, 12.0),
-            (r#"xlb_table_checksum_info{service="web",checksum="9f86d081884c7d65"}"#, 1.0),
-            (r#"xlb_xdp_info{interface="eth1",mode="generic"}"#, 1.0),
-        ] {
-            assert_eq!(samples.get(series), Some(&value), "{series}");
-        }
-        assert!(!samples.keys().any(|series| series.starts_with(r#"xlb_drops_total{reason="not_ours"#)));
-    }
-
-    #[test]
-    fn labels_are_escaped() {
-        let mut status = fake::status();
-        status.interfaces[0].name = "a\"b\\c\nd".to_owned();
-        let samples = samples_of(status);
-        assert!(samples.contains_key(r#"xlb_xdp_info{interface="a\"b\\c\nd",mode="native"}"#), "{samples:?}");
-    }
-
-    #[test]
-    fn no_series_appears_twice_when_a_leaving_backend_shares_a_name() {
-        let mut status = fake::status();
-        let web = &mut status.services[0];
-        web.leaving.push(fake::backend("s1", 99));
-        web.leaving.push(BackendStatus { packets: 9, ..fake::backend("s0", 98) });
-        let samples = samples_of(status);
-        let series = r#"xlb_backend_packets_total{service="web",backend="s0"}"#;
-        assert_eq!(samples.get(series), Some(&1000.0));
-    }
-
-    #[test]
-    fn the_format_follows_accept() {
-        for (accept, format) in [
-            ("", Format::Classic),
-            ("*/*", Format::Classic),
-            ("text/html", Format::Classic),
-            ("application/openmetrics-text", Format::OpenMetrics),
-            ("application/openmetrics-text; version=0.0.1", Format::Classic),
-            ("application/openmetrics-text;q=0", Format::Classic),
-            ("application/openmetrics-text;q=0.1,text/plain;q=0.9", Format::Classic),
-            (
-                "application/openmetrics-text;version=1.0.0;escaping=allow-utf-8;q=0.6,\
-                 text/plain;version=0.0.4;q=0.4,*/*;q=0.1",
-                Format::OpenMetrics,
-            ),
-        ] {
-            assert_eq!(Format::wanted(std::iter::once(accept)), format, "{accept}");
-        }
-    }
-
-    #[test]
-    fn a_thousand_services_are_written_fast() {
-        let service = |i: usize| ServiceStatus {
-            name: format!("service-{i}"),
-            backends: (0..10).map(|b| fake::backend(&format!("backend-{b}"), b)).collect(),
-            ..ServiceStatus::default()
-        };
-        let status = Arc::new(Status { services: (0..1000).map(service).collect(), ..Status::default() });
-        let started = Instant::now();
-        let text = encode(status, Format::Classic);
-        let took = started.elapsed();
-        eprintln!("1,000 services x 10 backends: {} KiB in {took:?}", text.len() >> 10);
-        // A debug build on a shared machine; 100 ms is asked of a release build.
-        assert!(took < Duration::from_secs(5), "{took:?}");
-    }
-}
+#[path = "metrics_tests.rs"]
+mod tests;

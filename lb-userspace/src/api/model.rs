@@ -26,6 +26,10 @@ pub struct Status {
     pub outcomes: Outcomes,
     /// The process that answers.
     pub controller: ControllerStatus,
+    /// The flow table.
+    // A controller of an earlier version, asked by a later command in the middle of an upgrade, has none.
+    #[serde(default)]
+    pub flows: FlowStatus,
 }
 
 /// The file in force.
@@ -101,7 +105,7 @@ pub struct ServiceStatus {
     pub pins: u64,
     /// In the file's order.
     pub backends: Vec<BackendStatus>,
-    /// Backends that left the file and drain.
+    /// Backends that left the file and drain. One may have the name of a backend that the file has now.
     pub leaving: Vec<BackendStatus>,
     /// How many of `backends` may take new connections.
     pub eligible: u32,
@@ -151,6 +155,10 @@ pub struct BackendStatus {
     pub packets_per_s: Option<f64>,
     /// What the last probe met, in words. Partly a remote text: escape it before printing.
     pub detail: Option<String>,
+    /// How long it has been draining, or leaving; null when it does neither.
+    pub draining_s: Option<f64>,
+    /// Until the deadline of its drain, 0 when that has passed; null when there is none.
+    pub drain_left_s: Option<f64>,
 }
 
 /// What the probes say of a backend.
@@ -185,6 +193,24 @@ pub struct ControllerStatus {
     pub uptime_s: f64,
     /// Its process id.
     pub pid: u32,
+    /// Mass failures that are not believed for now, one text each: the tables are held meanwhile.
+    #[serde(default)]
+    pub guard: Vec<String>,
+}
+
+/// The flow table: the pins of all services.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct FlowStatus {
+    /// Pins that the last walk over the table found.
+    pub pins: u64,
+    /// Most that it holds: `limits.flows`.
+    pub limit: u32,
+    /// New pins that were refused, by the rate, UDP's share or a full table.
+    pub refused: u64,
+    /// How long ago the last whole walk began: no count of pins is younger. Null before the first has ended.
+    pub swept_s: Option<f64>,
+    /// Whole walks since the controller started.
+    pub sweeps: u64,
 }
 
 /// Packets by outcome, in the order of the list of outcomes. JSON: an object.
@@ -260,10 +286,11 @@ mod tests {
        "backends": [{"name": "s1", "address": "10.0.0.11", "port": 80, "weight": 100, "state": "active",
          "health": "up", "reason": "L7OK 200", "since_s": 12.5, "slots": 21846, "packets": 0, "bytes": 0,
          "connections": 0, "pins": 0, "wanted_share": 1.0, "real_share": null, "packets_per_s": null,
-         "detail": null}],
+         "detail": null, "draining_s": null, "drain_left_s": null}],
        "leaving": [], "eligible": 1, "packets_per_s": null, "bytes_per_s": null, "connections_per_s": null}],
      "outcomes": {"forwarded": 0, "pass_not_ours": 0, "drop_malformed": 0},
-     "controller": {"version": "0.1.0", "uptime_s": 1.0, "pid": 7}}"#;
+     "controller": {"version": "0.1.0", "uptime_s": 1.0, "pid": 7, "guard": []},
+     "flows": {"pins": 0, "limit": 1048576, "refused": 0, "swept_s": 0.5, "sweeps": 3}}"#;
 
     /// JSON without the white space between its tokens (the example's strings hold a blank only in `L7OK 200`).
     fn tokens(json: &str) -> String {
@@ -281,6 +308,27 @@ mod tests {
         let status = fake::status();
         let json = serde_json::to_string(&status).unwrap();
         assert_eq!(serde_json::from_str::<Status>(&json).unwrap(), status);
+    }
+
+    /// As a controller of version 0.1.0 writes it.
+    #[test]
+    fn a_status_of_an_earlier_controller_is_read() {
+        // A JSON value keeps no order, which outcomes have.
+        let mut status = Status { outcomes: Outcomes::default(), ..fake::status() };
+        let mut json = serde_json::to_value(&status).unwrap();
+        json.as_object_mut().unwrap().remove("flows");
+        json["controller"].as_object_mut().unwrap().remove("guard");
+        for list in ["backends", "leaving"] {
+            for backend in json["services"][0][list].as_array_mut().unwrap() {
+                backend.as_object_mut().unwrap().retain(|key, _| !key.starts_with("drain"));
+            }
+        }
+        status.flows = FlowStatus::default();
+        status.controller.guard.clear();
+        for backend in status.services.iter_mut().flat_map(|s| s.backends.iter_mut().chain(&mut s.leaving)) {
+            (backend.draining_s, backend.drain_left_s) = (None, None);
+        }
+        assert_eq!(serde_json::from_value::<Status>(json).unwrap(), status);
     }
 
     #[test]

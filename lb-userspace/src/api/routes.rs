@@ -252,6 +252,7 @@ async fn set_admin(
     State(api): State<Api>,
     Extension(peer): Extension<Peer>,
     Path((service, backend, verb)): Path<(String, String, String)>,
+    Query(query): Query<Force>,
 ) -> Result<Response, ControllerError> {
     let state = match verb.as_str() {
         "drain" => AdminState::Drain,
@@ -259,7 +260,8 @@ async fn set_admin(
         "disable" => AdminState::Disabled,
         _ => return Ok(not_found().await),
     };
-    let result = api.controller.set_admin(service.clone(), backend.clone(), state).await;
+    let force = query.is_meant();
+    let result = api.controller.set_admin(service.clone(), backend.clone(), state, force).await;
     let outcome = result.as_ref().map(|reply| reply.changed);
     // `?`: the names are the client's, and may hold anything.
     tracing::info!(
@@ -268,6 +270,7 @@ async fn set_admin(
         ?service,
         ?backend,
         verb,
+        force,
         ?outcome,
         "asked for over the socket"
     );

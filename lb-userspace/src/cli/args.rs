@@ -1,10 +1,10 @@
 //! What may be typed.
 
-use std::{net::IpAddr, path::PathBuf, str::FromStr};
+use std::{net::IpAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::logging::LogFormat;
+use crate::{config, logging::LogFormat};
 
 /// Where a controller listens, unless told otherwise.
 pub const SOCKET: &str = "/run/xlb/xlb.sock";
@@ -38,12 +38,12 @@ pub enum Command {
     Status(StatusArgs),
     /// Print what happened and when
     Events(EventsArgs),
-    /// Send a backend no new connections; its slots, and what is open on them, move to the others
-    Drain(AdminArgs),
-    /// Send a backend connections again
-    Enable(AdminArgs),
-    /// Send a backend nothing any more; its connections end
-    Disable(AdminArgs),
+    /// Send a backend no new connections; the open ones stay with it until `drain_timeout`
+    Drain(DrainArgs),
+    /// Send a backend new connections again
+    Enable(EnableArgs),
+    /// Send a backend nothing any more, and do not probe it; its connections end
+    Disable(DisableArgs),
     /// On a server: take the tunnel's header off packets that a balancer sends (ipip), by XDP
     Decap(DecapArgs),
 }
@@ -148,9 +148,8 @@ pub struct EventsArgs {
     pub to: SocketArgs,
 }
 
-/// `xlb drain`, `enable` and `disable`
+/// What `drain`, `disable` and `enable` have in common.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
-#[command(after_help = "It survives reloads, until the file says otherwise; it does not survive a restart.")]
 pub struct AdminArgs {
     /// Which backend, as `xlb status` names it: web/s1
     #[arg(value_name = "SERVICE/BACKEND")]
@@ -161,6 +160,55 @@ pub struct AdminArgs {
     /// Where the controller is.
     #[command(flatten)]
     pub to: SocketArgs,
+}
+
+const SURVIVES: &str = "It survives reloads and restarts, until the file changes this backend's `state`.";
+
+/// `xlb drain`
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = SURVIVES)]
+pub struct DrainArgs {
+    /// Which, and where.
+    #[command(flatten)]
+    pub of: AdminArgs,
+    /// Also when it is the service's last eligible backend
+    #[arg(long)]
+    pub force: bool,
+    /// Show the pins that are left, and return when none is
+    ///
+    /// Returns 0 when no pin to the backend is left and the drain has lasted as long as --quiet says, or when the
+    /// backend is gone. Returns 1 when pins are left after --timeout, or when the backend was enabled or disabled
+    /// meanwhile. Connections that sent nothing in all that time are not seen, unless the service has
+    /// `tracking: always`.
+    #[arg(long)]
+    pub wait: bool,
+    /// Wait at most so long; the drain itself goes on
+    #[arg(long, value_name = "TIME", value_parser = config::duration, default_value = "5m", requires = "wait")]
+    pub timeout: Duration,
+    /// Wait at least until the drain has lasted so long: a connection is seen once it sends something
+    #[arg(long, value_name = "TIME", value_parser = config::duration, default_value = "10s", requires = "wait")]
+    pub quiet: Duration,
+}
+
+/// `xlb disable`
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = SURVIVES)]
+pub struct DisableArgs {
+    /// Which, and where.
+    #[command(flatten)]
+    pub of: AdminArgs,
+    /// Also when it is the service's last eligible backend
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// `xlb enable`
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(after_help = SURVIVES)]
+pub struct EnableArgs {
+    /// Which, and where.
+    #[command(flatten)]
+    pub of: AdminArgs,
 }
 
 /// `xlb decap`
@@ -254,6 +302,9 @@ mod tests {
         assert_eq!(run.log_format, LogFormat::Human);
         let Ok(Command::Status(status)) = parse("xlb status") else { panic!() };
         assert_eq!((status.to.socket, status.service, status.json), (SOCKET.into(), None, false));
+        let Ok(Command::Drain(drain)) = parse("xlb drain web/s1") else { panic!() };
+        assert_eq!((drain.wait, drain.force), (false, false));
+        assert_eq!((drain.timeout, drain.quiet), (Duration::from_mins(5), Duration::from_secs(10)));
     }
 
     #[test]
@@ -267,12 +318,16 @@ mod tests {
             "xlb status web --json",
             "xlb events -f",
             "xlb drain web/s1",
+            "xlb drain web/s1 --wait --timeout 90s --quiet 0s --force --json",
+            "xlb disable web/s1 --force",
             "xlb enable web/2001:db8::1 --socket s",
             "xlb disable web/s1",
             "xlb decap --interface eth0 --allow 10.0.0.0/8 --allow 2001:db8::/32",
         ] {
             assert!(parse(line).is_ok(), "{line}");
         }
+        assert_eq!(parse("xlb drain web/s1 --timeout 5m"), Err(ErrorKind::MissingRequiredArgument));
+        assert_eq!(parse("xlb drain web/s1 --wait --timeout 5"), Err(ErrorKind::ValueValidation));
         assert_eq!(parse("xlb drain web"), Err(ErrorKind::ValueValidation));
         assert_eq!(parse("xlb drain /s1"), Err(ErrorKind::ValueValidation));
         assert_eq!(parse("xlb run"), Err(ErrorKind::MissingRequiredArgument));

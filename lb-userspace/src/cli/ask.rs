@@ -6,7 +6,8 @@ use anyhow::Context;
 
 use super::{
     Exit,
-    args::{AdminArgs, ApplyArgs, Command, EventsArgs, PlanArgs, ReloadArgs, StatusArgs},
+    args::{AdminArgs, ApplyArgs, Command, DrainArgs, EventsArgs, PlanArgs, ReloadArgs, StatusArgs},
+    drain,
     local::Local,
     print, render, status,
 };
@@ -32,7 +33,8 @@ pub(super) enum Question {
     Apply(ApplyArgs),
     Status(StatusArgs),
     Events(EventsArgs),
-    SetAdmin(AdminArgs, AdminState),
+    Drain(DrainArgs),
+    SetAdmin { of: AdminArgs, state: AdminState, force: bool },
 }
 
 impl Question {
@@ -44,9 +46,11 @@ impl Question {
             Command::Apply(args) => Self::Apply(args),
             Command::Status(args) => Self::Status(args),
             Command::Events(args) => Self::Events(args),
-            Command::Drain(args) => Self::SetAdmin(args, AdminState::Drain),
-            Command::Enable(args) => Self::SetAdmin(args, AdminState::Active),
-            Command::Disable(args) => Self::SetAdmin(args, AdminState::Disabled),
+            Command::Drain(args) => Self::Drain(args),
+            Command::Enable(args) => Self::SetAdmin { of: args.of, state: AdminState::Active, force: false },
+            Command::Disable(args) => {
+                Self::SetAdmin { of: args.of, state: AdminState::Disabled, force: args.force }
+            }
             Command::Run(args) => return Err(Local::Run(args)),
             Command::Check(args) => return Err(Local::Check(args)),
             Command::Decap(args) => return Err(Local::Decap(args)),
@@ -72,7 +76,8 @@ impl Question {
                     }
                     Self::Status(args) => show_status(args).await,
                     Self::Events(args) => events(args).await,
-                    Self::SetAdmin(args, state) => set_admin(args, state).await,
+                    Self::Drain(args) => drain::drain(&args, drain::Screen::stdout(args.of.json)).await,
+                    Self::SetAdmin { of, state, force } => set_admin(of, state, force).await,
                 }
             })
     }
@@ -129,9 +134,9 @@ async fn show_status(args: StatusArgs) -> anyhow::Result<Exit> {
     Ok(Exit::Ok)
 }
 
-async fn set_admin(args: AdminArgs, state: AdminState) -> anyhow::Result<Exit> {
+async fn set_admin(args: AdminArgs, state: AdminState, force: bool) -> anyhow::Result<Exit> {
     let client = Client::new(args.to.socket);
-    let reply = client.set_admin(&args.backend.service, &args.backend.backend, state).await?;
+    let reply = client.set_admin(&args.backend.service, &args.backend.backend, state, force).await?;
     print(&if args.json { json(&reply)? } else { render::admin(&args.backend, &reply) })?;
     Ok(Exit::Ok)
 }
@@ -169,7 +174,7 @@ async fn events(args: EventsArgs) -> anyhow::Result<Exit> {
     }
 }
 
-fn json<T: serde::Serialize>(value: &T) -> anyhow::Result<String> {
+pub(super) fn json<T: serde::Serialize>(value: &T) -> anyhow::Result<String> {
     Ok(serde_json::to_string_pretty(value).context("write JSON")? + "\n")
 }
 

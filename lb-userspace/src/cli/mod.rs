@@ -4,6 +4,7 @@
 
 pub mod args;
 mod ask;
+mod drain;
 mod exit;
 mod local;
 mod render;
@@ -43,7 +44,10 @@ pub fn report(error: &anyhow::Error) -> Exit {
 
 /// Prints to stdout. False: nobody reads any more (`xlb events | head`), which is no error.
 fn print(text: &str) -> anyhow::Result<bool> {
-    let mut out = io::stdout().lock();
+    print_to(&mut io::stdout().lock(), text)
+}
+
+fn print_to(out: &mut impl Write, text: &str) -> anyhow::Result<bool> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),

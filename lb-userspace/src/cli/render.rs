@@ -77,7 +77,7 @@ fn plan_of(out: &mut String, service: &ServicePlan) {
         block(out, "    + backend ", &escape(name));
     }
     for name in &service.backends_removed {
-        block(out, "    - backend ", &format!("{} (its connections end)", escape(name)));
+        block(out, "    - backend ", &format!("{} (it drains first)", escape(name)));
     }
     for change in &service.backends_changed {
         block(out, "    ~ ", &escape(change));
@@ -102,7 +102,7 @@ fn plan_of(out: &mut String, service: &ServicePlan) {
 pub(super) fn admin(backend: &BackendName, reply: &AdminReply) -> String {
     let already = if reply.changed { "" } else { " (it was already)" };
     let mut out = String::new();
-    let text = format!("{}/{}: {}{already}", escape(&backend.service), escape(&backend.backend), reply.state);
+    let text = format!("{backend}: {}{already}", reply.state);
     block(&mut out, "", &text);
     for note in &reply.notes {
         block(&mut out, "  ", &escape(note));

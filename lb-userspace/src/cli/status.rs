@@ -7,7 +7,7 @@ use super::{
     text::{duration, escape, number, rate, share},
 };
 use crate::{
-    api::model::{BackendStatus, Health, InterfaceMode, ServiceStatus, Status},
+    api::model::{BackendStatus, FlowStatus, Health, InterfaceMode, ServiceStatus, Status},
     config::spec::AdminState,
 };
 
@@ -29,7 +29,11 @@ pub(super) fn render(status: &Status, options: Options) -> String {
 
 fn header(status: &Status, colour: bool) -> String {
     let config = &status.config;
-    let mut lines = vec![
+    // First: nothing else on the page can be taken at its word while the tables are held.
+    let guard = status.controller.guard.iter();
+    let mut lines: Vec<[Cell; 2]> =
+        guard.map(|text| [painted("GUARD", Paint::Bad), painted(escape(text), Paint::Bad)]).collect();
+    lines.extend([
         [
             cell("xlb"),
             cell(format!(
@@ -48,7 +52,7 @@ fn header(status: &Status, colour: bool) -> String {
                 config.reloads
             )),
         ],
-    ];
+    ]);
     let errors = config.last_error.iter().flat_map(|error| error.lines());
     for (i, line) in errors.enumerate() {
         let name = if i == 0 { "error" } else { "" };
@@ -67,13 +71,31 @@ fn header(status: &Status, colour: bool) -> String {
         let text = format!("{}, {}{note}", escape(&interface.name), interface.mode);
         lines.push([cell("interface"), painted(text, paint)]);
     }
+    lines.extend(flows(&status.flows));
     table([Align::Left, Align::Left], &lines, colour)
 }
 
-const COLUMNS: usize = 12;
+/// Of the flow table, if there is one.
+fn flows(flows: &FlowStatus) -> Option<[Cell; 2]> {
+    if flows.limit == 0 {
+        return None;
+    }
+    let counted = flows.swept_s.map_or_else(|| "not yet".to_owned(), |age| format!("{} ago", duration(age)));
+    let text = format!(
+        "{} of {} pins, {} refused, counted {counted}",
+        number(flows.pins),
+        number(u64::from(flows.limit)),
+        number(flows.refused)
+    );
+    // A full table refuses new pins; half of it is UDP's at most.
+    let is_nearly_full = flows.pins > u64::from(flows.limit) / 10 * 9;
+    Some([cell("flows"), painted(text, if is_nearly_full { Paint::Doubtful } else { Paint::Plain })])
+}
+
+const COLUMNS: usize = 13;
 const ALIGNS: [Align; COLUMNS] = {
     use Align::{Left, Right};
-    [Left, Left, Left, Left, Left, Right, Right, Right, Right, Right, Right, Right]
+    [Left, Left, Left, Left, Left, Right, Right, Right, Right, Right, Right, Right, Right]
 };
 const TITLES: [&str; COLUMNS] = [
     "NAME",
@@ -85,6 +107,7 @@ const TITLES: [&str; COLUMNS] = [
     "WANTED",
     "REAL",
     "SLOTS",
+    "PINS",
     "CONNECTIONS",
     "PACKETS",
     "PACKETS/S",
@@ -115,9 +138,6 @@ fn service_rows(service: &ServiceStatus) -> Vec<[Cell; COLUMNS]> {
     if service.moving_slots > 0 {
         notes.push(format!("{} slots moving", number(u64::from(service.moving_slots))));
     }
-    if service.pins > 0 {
-        notes.push(format!("{} pins", number(service.pins)));
-    }
     // Not `sum`: that of nothing is -0.
     let wanted = service.backends.iter().fold(0.0, |sum, backend| sum + backend.wanted_share);
     let real = service.backends.iter().chain(&service.leaving).filter_map(|backend| backend.real_share);
@@ -133,6 +153,7 @@ fn service_rows(service: &ServiceStatus) -> Vec<[Cell; COLUMNS]> {
         cell(share(Some(wanted))),
         cell(share(real.reduce(|a, b| a + b))),
         cell(number(slots)),
+        cell(number(service.pins)),
         cell(number(service.connections)),
         cell(number(service.packets)),
         cell(rate(service.packets_per_s)),
@@ -151,7 +172,12 @@ fn backend_row(backend: &BackendStatus, leaving: bool) -> [Cell; COLUMNS] {
         (Some(port), false) => format!("{}:{port}", backend.address),
         (Some(port), true) => format!("[{}]:{port}", backend.address),
     };
-    let state = if leaving { "leaving".to_owned() } else { backend.state.to_string() };
+    let mut state = if leaving { "leaving".to_owned() } else { backend.state.to_string() };
+    match backend.drain_left_s {
+        None => {}
+        Some(left) if left > 0.0 => state += &format!(", {} left", duration(left)),
+        Some(_) => state += ", time is up",
+    }
     let state_paint = match backend.state {
         AdminState::Active if !leaving => Paint::Plain,
         _ => Paint::Doubtful,
@@ -179,6 +205,7 @@ fn backend_row(backend: &BackendStatus, leaving: bool) -> [Cell; COLUMNS] {
         cell(share(Some(backend.wanted_share))),
         cell(share(backend.real_share)),
         cell(number(u64::from(backend.slots))),
+        cell(number(backend.pins)),
         cell(number(backend.connections)),
         cell(number(backend.packets)),
         cell(rate(backend.packets_per_s)),
@@ -233,6 +260,24 @@ mod tests {
             .into_iter()
             .fold(coloured, |text, code| text.replace(code, ""));
         assert_eq!(bare, render(&fake::status(), PLAIN));
+    }
+
+    #[test]
+    fn a_guard_comes_first_and_the_time_of_a_drain_ends() {
+        let mut status = fake::status();
+        status.controller.guard = vec!["eth0 \x1b[2J".to_owned(), "eth1".to_owned()];
+        status.services[0].backends[2].drain_left_s = Some(0.0);
+        status.services[0].leaving[0].drain_left_s = None;
+        status.flows = FlowStatus { swept_s: None, pins: 950_000, ..status.flows };
+        let page = render(&status, Options { colour: true });
+        let guard = "\x1b[31mGUARD\x1b[0m      \x1b[31meth0 \\u{1b}[2J\x1b[0m\n\x1b[31mGUARD\x1b[0m      ";
+        assert!(page.starts_with(guard), "{page}");
+        assert!(page.contains("\x1b[33mdrain, time is up\x1b[0m"), "{page}");
+        assert!(page.contains("\x1b[33mleaving\x1b[0m"), "{page}");
+        assert!(
+            page.contains("\x1b[33m950,000 of 1,048,576 pins, 5 refused, counted not yet\x1b[0m"),
+            "{page}"
+        );
     }
 
     #[test]

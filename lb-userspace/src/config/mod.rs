@@ -25,6 +25,7 @@ use std::{
     os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use error::Report;
@@ -53,6 +54,17 @@ impl Loaded {
     pub fn ends_within_a_line(&self) -> bool {
         !self.text.ends_with('\n')
     }
+}
+
+/// A duration as the file writes it, up to a day, for the command line: `500ms`, `10s`, `5m`, `1h`.
+///
+/// # Errors
+/// What is wrong with it, and how to write it.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    let scalar = scalar::Scalar { text, plain: true };
+    scalar::duration(scalar, &(Duration::ZERO..=Duration::from_hours(24))).map_err(|wrong| {
+        wrong.help.map_or_else(|| wrong.message.clone(), |help| format!("{}: {help}", wrong.message))
+    })
 }
 
 /// Makes a spec of a file's text; `file` is its name in messages.

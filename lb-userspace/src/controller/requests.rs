@@ -6,9 +6,14 @@ use super::{Controller, engine::backend_ref, reload, status};
 use crate::{
     api::{
         handle::{AdminError, Consent as Agreed, Request},
-        model::{AdminReply, ConfigStatus, ControllerStatus, EventKind, PlanReply, Status},
+        model::{AdminReply, ConfigStatus, ControllerStatus, EventKind, FlowStatus, PlanReply, Status},
     },
-    config::{self, consent::Consent, spec::AdminState},
+    config::{
+        self,
+        consent::Consent,
+        spec::{AdminState, OnAllDown, ServiceSpec},
+    },
+    plan::compile::CompiledBackend,
 };
 
 impl Controller {
@@ -30,9 +35,9 @@ impl Controller {
 
     fn set_admin(
         &mut self,
-        service: &str,
-        backend: &str,
+        (service, backend): (&str, &str),
         state: AdminState,
+        force: bool,
         now: Instant,
     ) -> Result<AdminReply, AdminError> {
         let spec = Arc::clone(self.engine.spec());
@@ -46,17 +51,32 @@ impl Controller {
         let key = backend_ref(service, backend);
         let changed = self.engine.admin(service, backend) != state;
         let mut notes = Vec::new();
+        if changed && !force && state != AdminState::Active && self.is_last_eligible(service, &backend.name) {
+            return Err(AdminError::Refused(refusal(service, &backend.name, state)));
+        }
         if changed {
             self.event(EventKind::Admin, Some(&key), format!("state {state}"));
             self.engine.set_admin(key, state);
             self.follow_spec();
             self.reconcile(now);
-            let compiled = self.engine.compiled().services.iter().find(|s| s.name == service.name);
-            if compiled.is_some_and(|s| s.backends.iter().all(|b| !b.eligible)) {
-                notes.push(format!("service {} has no eligible backend now", service.name));
+            if self.compiled(service).iter().all(|b| !b.eligible) {
+                let then = without_backends(service.on_all_down);
+                notes.push(format!(
+                    "service {} has no eligible backend now: new connections {then}",
+                    service.name
+                ));
             }
         }
         Ok(AdminReply { changed, state, notes })
+    }
+
+    fn compiled(&self, service: &ServiceSpec) -> &[CompiledBackend] {
+        let compiled = self.engine.compiled().services.iter().find(|s| s.name == service.name);
+        compiled.map_or(&[], |s| &s.backends)
+    }
+
+    fn is_last_eligible(&self, service: &ServiceSpec, backend: &str) -> bool {
+        is_last_eligible(self.compiled(service), backend)
     }
 
     /// Answers a question. Whoever asked may be gone by now; that is no error.
@@ -69,8 +89,8 @@ impl Controller {
                 drop(reply.send(answer));
             }
             Request::Plan { file_name, text, reply } => drop(reply.send(self.plan(&file_name, &text, now))),
-            Request::SetAdmin { service, backend, state, reply } => {
-                drop(reply.send(self.set_admin(&service, &backend, state, now)));
+            Request::SetAdmin { service, backend, state, force, reply } => {
+                drop(reply.send(self.set_admin((&service, &backend), state, force, now)));
             }
             Request::Events { since, reply } => drop(reply.send(self.events.since(since))),
         }
@@ -101,8 +121,36 @@ impl Controller {
                 version: env!("CARGO_PKG_VERSION").into(),
                 uptime_s: now.saturating_duration_since(self.started).as_secs_f64(),
                 pid: std::process::id(),
+                guard: Vec::new(),
             },
+            flows: FlowStatus { limit: self.engine.spec().limits.flows, ..FlowStatus::default() },
         }
+    }
+}
+
+/// Whether new connections go to this backend only.
+fn is_last_eligible(backends: &[CompiledBackend], name: &str) -> bool {
+    let mut eligible = backends.iter().filter(|b| b.eligible);
+    eligible.next().is_some_and(|b| &*b.name == name) && eligible.next().is_none()
+}
+
+/// Why a service's last eligible backend stays, and how to have it otherwise.
+fn refusal(service: &ServiceSpec, backend: &str, state: AdminState) -> String {
+    let verb = if state == AdminState::Disabled { "disable" } else { "drain" };
+    format!(
+        "{backend} is the last eligible backend of service {name}: without it new connections {then}; \
+         `xlb {verb} --force {name}/{backend}` does it all the same",
+        name = service.name,
+        then = without_backends(service.on_all_down),
+    )
+}
+
+/// What becomes of new connections when no backend is eligible.
+fn without_backends(on_all_down: OnAllDown) -> &'static str {
+    match on_all_down {
+        OnAllDown::Reject => "are rejected (`on_all_down: reject`)",
+        OnAllDown::Drop => "are dropped (`on_all_down: drop`)",
+        OnAllDown::UseAll => "go to every reachable backend that is not disabled (`on_all_down: use_all`)",
     }
 }
 
@@ -111,5 +159,40 @@ fn agreed(consent: Agreed) -> Consent {
         Agreed::Nothing => Consent::None,
         Agreed::Removals => Consent::Reload,
         Agreed::Everything => Consent::Force,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn backend(name: &str, eligible: bool) -> CompiledBackend {
+        CompiledBackend { name: name.into(), id: 1, eligible, wanted_share: 0.0, slots: 0 }
+    }
+
+    #[test]
+    fn the_last_eligible_backend_is_the_only_one_there_is() {
+        let of = |eligible: [bool; 3]| {
+            let [a, b, c] = eligible;
+            [backend("s1", a), backend("s2", b), backend("s3", c)]
+        };
+        assert!(is_last_eligible(&of([false, true, false]), "s2"));
+        assert!(!is_last_eligible(&of([false, true, true]), "s2"));
+        // It takes no new connections as it is: its drain takes nothing away.
+        assert!(!is_last_eligible(&of([false, true, false]), "s1"));
+        assert!(!is_last_eligible(&of([false, false, false]), "s1"));
+        assert!(!is_last_eligible(&[], "s1"));
+    }
+
+    #[test]
+    fn a_refusal_says_what_would_happen_and_how_to_do_it_all_the_same() {
+        let text = "interfaces: [eth0]\nservices:\n- name: web\n  listen: ['192.0.2.10:80/tcp']\n  \
+                    forward: l2\n  on_all_down: drop\n  backends: [{name: s1, address: 10.0.0.11}]\n";
+        let spec = config::parse(text, "f".as_ref()).expect("valid").spec;
+        assert_eq!(
+            refusal(&spec.services[0], "s1", AdminState::Disabled),
+            "s1 is the last eligible backend of service web: without it new connections are dropped \
+             (`on_all_down: drop`); `xlb disable --force web/s1` does it all the same"
+        );
     }
 }

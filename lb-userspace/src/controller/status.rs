@@ -135,6 +135,8 @@ fn backend(
         real_share: None,
         packets_per_s: None,
         detail,
+        draining_s: None,
+        drain_left_s: None,
     }
 }
 

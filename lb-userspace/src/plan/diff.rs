@@ -1,12 +1,12 @@
 //! Two tables -> the ordered operations that lead from one to the other. **Make before break**:
 //!
 //! ```text
-//! 1 devices, and backends with a next hop, that are new or differ
+//! 1 records, devices, and backends with a next hop, that are new or differ
 //! 2 rings that are new, slots that differ
 //! 3 services that are new or differ         <- the commit point
 //! 4 services that go
 //! 5 rings that no service names any more
-//! 6 backends that are without a next hop (from now on), backends and devices that nothing names any more
+//! 6 backends that are without a next hop (from now on), backends, records and devices that nothing names any more
 //! ```
 //!
 //! Stopped after any operation, every service in the maps has a full ring, and every slot a backend that is present and
@@ -26,6 +26,7 @@ use std::{collections::BTreeMap, sync::Arc};
 /// The operations that turn `applied` into `wanted`.
 pub fn diff(applied: &Tables, wanted: &Tables) -> Vec<Op> {
     let mut ops = Vec::new();
+    ops.extend(changed(&applied.records, &wanted.records).map(|(id, r)| Op::PutRecord(*id, r.clone())));
     ops.extend(wanted.devices.difference(&applied.devices).map(|d| Op::PutDevice(*d)));
     let (routed, unrouted): (Vec<_>, Vec<_>) =
         changed(&applied.backends, &wanted.backends).partition(is_routed);
@@ -40,6 +41,7 @@ pub fn diff(applied: &Tables, wanted: &Tables) -> Vec<Op> {
     );
     ops.extend(unrouted.iter().map(|(id, b)| Op::PutBackend(**id, **b)));
     ops.extend(gone(&applied.backends, &wanted.backends).map(|(id, _)| Op::DeleteBackend(*id)));
+    ops.extend(gone(&applied.records, &wanted.records).map(|(id, _)| Op::DeleteRecord(*id)));
     ops.extend(applied.devices.difference(&wanted.devices).map(|d| Op::DeleteDevice(*d)));
     ops
 }
@@ -90,7 +92,8 @@ fn ring_op(base: u32, old: Option<&Ring>, new: &Ring) -> Option<Op> {
 #[cfg(test)]
 mod tests {
     use lb_common::{
-        backend::BACKEND_PRESENT,
+        backend::{BACKEND_PRESENT, BACKEND_USABLE},
+        record::Record,
         service::{FORWARD_L2, Service},
     };
 
@@ -98,7 +101,7 @@ mod tests {
     use crate::plan::tables::ServiceKey;
 
     fn backend(flags: u32) -> Backend {
-        Backend { flags: BACKEND_PRESENT | flags, ifindex: 2, ..Backend::NONE }
+        Backend { flags: BACKEND_PRESENT | BACKEND_USABLE | flags, ifindex: 2, ..Backend::NONE }
     }
 
     fn key(port: u16) -> ServiceKey {
@@ -112,6 +115,7 @@ mod tests {
             devices: [2].into(),
             backends: [(id, backend(BACKEND_ROUTED))].into(),
             rings: [(base, vec![Slot::settled(id); size as usize].into())].into(),
+            records: [(id, Box::new(Record::NONE))].into(),
             services: [(key(0), Service::ADDRESS), (key(port), service)].into(),
         }
     }
@@ -126,16 +130,18 @@ mod tests {
         assert_eq!(
             shown(&ops),
             [
+                "+ record 2",
                 "+ backend 2 0.0.0.0 via 00:00:00:00:00:00 device 2",
                 "+ ring 5 of 7 slots",
                 "+ service 192.0.2.10:443/6 ring 5 of 7 slots",
                 "- service 192.0.2.10:80/6",
                 "- ring 0 of 5 slots",
                 "- backend 1",
+                "- record 1",
             ]
         );
         let ops = shown(&services_go_first(ops));
-        assert_eq!(ops[2..4], ["- service 192.0.2.10:80/6", "+ service 192.0.2.10:443/6 ring 5 of 7 slots"]);
+        assert_eq!(ops[3..5], ["- service 192.0.2.10:80/6", "+ service 192.0.2.10:443/6 ring 5 of 7 slots"]);
         assert_eq!(services_go_first(vec![Op::PutDevice(1)]), [Op::PutDevice(1)]);
     }
 

@@ -60,6 +60,18 @@ impl Ids {
         Ok(id)
     }
 
+    /// The owner has this id already: another run of the controller gave it. An owner that has one keeps it.
+    pub fn adopt(&mut self, owner: Owner, id: u16) {
+        self.next = self.next.max(u32::from(id) + 1);
+        self.owners.entry(owner).or_insert(id);
+    }
+
+    /// After all were adopted: the ids below the highest that nobody has rest first.
+    pub fn rest_unowned(&mut self, now: Instant) {
+        let owned: BTreeSet<u16> = self.owners.values().copied().collect();
+        self.resting.extend((1..self.next as u16).filter(|id| !owned.contains(id)).map(|id| (now, id)));
+    }
+
     /// Frees the ids of all but these.
     pub fn retain(&mut self, used: &BTreeSet<u16>, now: Instant) {
         let resting = &mut self.resting;
@@ -97,6 +109,18 @@ mod tests {
         assert_eq!(ids.get(&owner(3), start + Duration::from_secs(59)), Err(NoId(2)));
         assert_eq!(ids.get(&owner(3), start + Duration::from_mins(1)), Ok(1));
         assert_eq!(ids.get(&owner(2), start), Ok(2));
+    }
+
+    #[test]
+    fn adopted_ids_stay_and_the_gaps_between_them_rest() {
+        let start = Instant::now();
+        let mut ids = Ids::new(6, Duration::from_mins(1));
+        ids.adopt(owner(1), 4);
+        ids.rest_unowned(start);
+        assert_eq!(ids.get(&owner(1), start), Ok(4));
+        assert_eq!(ids.get(&owner(2), start), Ok(5), "never used before");
+        assert_eq!(ids.get(&owner(3), start), Err(NoId(5)));
+        assert_eq!(ids.get(&owner(3), start + Duration::from_mins(1)), Ok(1));
     }
 
     #[test]

@@ -44,6 +44,11 @@ impl SlotSpace {
         Ok(at)
     }
 
+    /// Takes the span that a ring in the maps has.
+    pub fn adopt(&mut self, first: u32, size: u32) {
+        self.spans.insert(first, size);
+    }
+
     /// Gives a span back.
     pub fn free(&mut self, first: u32) {
         self.spans.remove(&first);

@@ -8,9 +8,10 @@ use std::{
 };
 
 use lb_common::{
-    backend::{BACKEND_IPV6, BACKEND_ROUTED, Backend},
+    backend::{BACKEND_IPV6, BACKEND_ROUTED, BACKEND_USABLE, Backend},
+    record::Record,
     service::{Service, ServiceKey4, ServiceKey6},
-    slot::Slot,
+    slot::{Slot, SlotState},
 };
 
 /// Key of a service entry, of either family.
@@ -60,6 +61,8 @@ pub struct Tables {
     pub devices: BTreeSet<u32>,
     /// `BACKENDS`, by id.
     pub backends: BTreeMap<u16, Backend>,
+    /// `RECORDS`, by id: whose it is. The program does not read it, so [`Tables::is_empty`] and dumps leave it out.
+    pub records: BTreeMap<u16, Box<Record>>,
     /// `RING`, by first slot. Rings do not overlap.
     pub rings: BTreeMap<u32, Ring>,
     /// `SERVICES4` and `SERVICES6`.
@@ -81,6 +84,8 @@ impl Tables {
 pub enum Op {
     /// Allows redirection to an interface.
     PutDevice(u32),
+    /// Notes whose a backend id is, and what is known of it.
+    PutRecord(u16, Box<Record>),
     /// Adds a backend or replaces its entry.
     PutBackend(u16, Backend),
     /// Writes a whole ring at its first slot.
@@ -95,6 +100,8 @@ pub enum Op {
     ClearRing(u32, u32),
     /// Removes a backend that no slot names.
     DeleteBackend(u16),
+    /// The id is nobody's.
+    DeleteRecord(u16),
     /// Forbids redirection to an interface.
     DeleteDevice(u32),
 }
@@ -103,6 +110,8 @@ impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::PutDevice(ifindex) => write!(f, "+ device {ifindex}"),
+            Self::PutRecord(id, _) => write!(f, "+ record {id}"),
+            Self::DeleteRecord(id) => write!(f, "- record {id}"),
             Self::PutBackend(id, backend) => write!(f, "+ backend {id} {}", Shown(backend)),
             Self::WriteRing(base, ring) => write!(f, "+ ring {base} of {} slots", ring.len()),
             Self::WriteSlots(base, changes) => write!(f, "~ ring {base}: {} slots", changes.len()),
@@ -122,6 +131,8 @@ impl Op {
     pub fn apply_to(&self, tables: &mut Tables) {
         match self {
             Self::PutDevice(ifindex) => drop(tables.devices.insert(*ifindex)),
+            Self::PutRecord(id, record) => drop(tables.records.insert(*id, record.clone())),
+            Self::DeleteRecord(id) => drop(tables.records.remove(id)),
             Self::PutBackend(id, backend) => drop(tables.backends.insert(*id, *backend)),
             Self::WriteRing(base, ring) => drop(tables.rings.insert(*base, Arc::clone(ring))),
             Self::WriteSlots(base, changes) => {
@@ -157,9 +168,9 @@ impl fmt::Display for Tables {
         for (base, ring) in &self.rings {
             let mut counts = BTreeMap::new();
             for slot in ring.iter() {
-                *counts.entry(slot.current()).or_insert(0u32) += 1;
+                *counts.entry(ShownSlot(*slot)).or_insert(0u32) += 1;
             }
-            let counts: Vec<String> = counts.iter().map(|(id, n)| format!("{id}x{n}")).collect();
+            let counts: Vec<String> = counts.iter().map(|(slot, n)| format!("{slot}x{n}")).collect();
             writeln!(f, "ring {base} of {}: {}", ring.len(), counts.join(" "))?;
         }
         for (key, s) in &self.services {
@@ -173,12 +184,43 @@ impl fmt::Display for Tables {
     }
 }
 
+/// A slot in a dump: `2` is settled on backend 2, `2p` pinned, `2<1` moving there from 1.
+#[derive(PartialEq, Eq)]
+struct ShownSlot(Slot);
+
+impl Ord for ShownSlot {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        let key = |slot: Slot| (slot.current(), slot.is_moving(), slot.previous(), !slot.is_settled());
+        key(self.0).cmp(&key(other.0))
+    }
+}
+
+impl PartialOrd for ShownSlot {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl fmt::Display for ShownSlot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let slot = self.0;
+        match slot.state() {
+            SlotState::Settled => write!(f, "{}", slot.current()),
+            SlotState::Pinned => write!(f, "{}p", slot.current()),
+            SlotState::Moving => write!(f, "{}<{}", slot.current(), slot.previous()),
+        }
+    }
+}
+
 struct Shown<'a>(&'a Backend);
 
 impl fmt::Display for Shown<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let backend = self.0;
         write!(f, "{}", address(backend))?;
+        if backend.flags & BACKEND_USABLE == 0 {
+            f.write_str(" dead")?;
+        }
         if backend.flags & BACKEND_ROUTED == 0 {
             return f.write_str(" no next hop");
         }

@@ -1,0 +1,289 @@
+//! The rings of all services: where each stands, who is to have each slot, and the slot words that lead there without
+//! losing a connection.
+//!
+//! A ring has a **target**, the backend of each slot by consistent hashing, and **words**, what stands in the map. Words
+//! follow the target by [`Slot::advance`], and come to rest by [`Slot::end_move`] and [`Slot::settle`]; when, is decided
+//! here.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, OnceLock},
+    time::Instant,
+};
+
+use lb_common::slot::Slot;
+
+use super::{
+    ring::{self, Member},
+    slots::{NoRoom, SlotSpace},
+    tables::{Ring, Tables},
+};
+use crate::flows::SETTLE_AFTER;
+
+/// What a service wants of its ring.
+pub struct Wish<'a> {
+    /// The service's name.
+    pub name: &'a Arc<str>,
+    /// Slots.
+    pub size: u32,
+    /// All of its backends.
+    pub pool: Vec<Member>,
+    /// Those that may take new connections.
+    pub members: Vec<Member>,
+    /// Ids of those that are not dead, leaving ones included.
+    pub usable: BTreeSet<u16>,
+    /// Whether its slots move: some of its flows are known by a SYN, and pinned only while they have to be.
+    pub moves: bool,
+    /// Whether a move away from a backend (its id), whose last slot began to move then, is over.
+    pub is_over: &'a dyn Fn(u16, Instant) -> bool,
+}
+
+/// A ring in force.
+#[derive(Debug, Clone)]
+pub struct Placed {
+    /// Its first slot.
+    pub base: u32,
+    /// Its slots.
+    pub size: u32,
+    /// Who is to have each slot.
+    pub target: Arc<Target>,
+    /// What stands in the map, or is about to.
+    pub words: Ring,
+    whole: Arc<Whole>,
+    state: State,
+}
+
+/// The ring of a pool as if all of it were eligible.
+#[derive(Debug)]
+struct Whole {
+    members: Vec<Member>,
+    ids: Vec<u16>,
+}
+
+/// The backend of each slot.
+#[derive(Debug)]
+pub struct Target {
+    /// Those that have slots.
+    pub members: Vec<Member>,
+    /// Slots by backend id.
+    pub counts: BTreeMap<u16, u32>,
+    ids: Vec<u16>,
+    checksum: OnceLock<String>,
+}
+
+/// How the words stand to the target.
+#[derive(Debug, Clone, Default)]
+struct State {
+    /// Slots that move.
+    moving: u32,
+    /// Slots that are pinned.
+    pinned: u32,
+    /// By the backend that slots move away from: when the last of them began.
+    moving_since: BTreeMap<u16, Instant>,
+    /// When the last slot stopped moving.
+    pinned_since: Option<Instant>,
+    /// What the words were made with.
+    usable: BTreeSet<u16>,
+    moves: bool,
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Rings {
+    space: SlotSpace,
+    /// By service name. An entry stays until [`Rings::forget_unused`] finds that nothing names it.
+    placed: BTreeMap<Arc<str>, Placed>,
+    /// Places of rings that were replaced.
+    old_places: Vec<u32>,
+}
+
+impl Target {
+    fn new(whole: &Whole, members: Vec<Member>) -> Self {
+        let ids = ring::refill(&whole.ids, &members);
+        // Counted in a flat table: this runs within the millisecond that a verdict has.
+        let mut counts = vec![0u32; usize::from(ids.iter().copied().max().unwrap_or(0)) + 1];
+        for id in &ids {
+            counts[usize::from(*id)] += 1;
+        }
+        let counts = (0u16..).zip(counts).filter(|(id, n)| *id != 0 && *n != 0).collect();
+        Self { members, counts, ids, checksum: OnceLock::new() }
+    }
+
+    /// Equal on balancers that choose alike; see [`ring::table_checksum`].
+    pub fn checksum(&self) -> &str {
+        self.checksum.get_or_init(|| ring::table_checksum(&self.ids, &self.members))
+    }
+}
+
+impl Placed {
+    /// Slots on the way from one backend to another.
+    pub fn moving(&self) -> u32 {
+        self.state.moving
+    }
+
+    /// Slots of which flows may be pinned elsewhere, moving ones included.
+    pub fn unsettled(&self) -> u32 {
+        self.state.moving + self.state.pinned
+    }
+
+    /// Whether slots move away from a backend.
+    pub fn moves_from(&self, id: u16) -> bool {
+        self.state.moving_since.contains_key(&id)
+    }
+
+    /// The words follow the target, the living and the time.
+    fn advance(&mut self, wish: &Wish<'_>, now: Instant) {
+        let ended: BTreeSet<u16> = self
+            .state
+            .moving_since
+            .iter()
+            .filter(|(id, since)| (wish.is_over)(**id, **since))
+            .map(|(id, _)| *id)
+            .collect();
+        let last = wish.usable.iter().copied().max().unwrap_or(0);
+        // Flat, as the counts above: 65,537 slots are looked at.
+        let usable: Vec<bool> = (0..=last).map(|id| wish.usable.contains(&id)).collect();
+        let is_usable = |id: u16| usable.get(usize::from(id)).copied().unwrap_or(false);
+        let next = |(word, wanted): (&Slot, &u16)| {
+            if !wish.moves {
+                return Slot::settled(*wanted);
+            }
+            let word = word.advance(*wanted, is_usable);
+            if word.is_moving() && ended.contains(&word.previous()) { word.end_move() } else { word }
+        };
+        let words: Ring = self.words.iter().zip(&self.target.ids).map(next).collect();
+        self.note(&words, now);
+        self.state.usable.clone_from(&wish.usable);
+        self.state.moves = wish.moves;
+        if *words != *self.words {
+            self.words = words;
+        }
+    }
+
+    /// Counts, and notes when something began.
+    fn note(&mut self, words: &Ring, now: Instant) {
+        let state = &mut self.state;
+        (state.moving, state.pinned) = (0, 0);
+        let mut left = BTreeSet::new();
+        for (old, new) in self.words.iter().zip(words.iter()) {
+            if new.is_moving() {
+                state.moving += 1;
+                // Slots come in runs, if at all: the set is asked for few of them.
+                if !old.is_moving() || old.previous() != new.previous() {
+                    state.moving_since.insert(new.previous(), now);
+                }
+                left.insert(new.previous());
+            } else if !new.is_settled() {
+                state.pinned += 1;
+                if old.is_moving() {
+                    state.pinned_since = Some(now);
+                }
+            }
+        }
+        state.moving_since.retain(|id, _| left.contains(id));
+    }
+
+    /// The words of another run of the controller: what moves has only begun to, as far as is known.
+    fn adopted(base: u32, words: Ring, now: Instant) -> Self {
+        let nobody = Arc::new(Whole { members: Vec::new(), ids: vec![0; words.len()] });
+        let target = Arc::new(Target::new(&nobody, Vec::new()));
+        let size = words.len() as u32;
+        let mut placed = Self {
+            base,
+            size,
+            target,
+            words: vec![Slot::EMPTY; words.len()].into(),
+            whole: nobody,
+            state: State::default(),
+        };
+        placed.note(&words, now);
+        placed.words = words;
+        placed.state.pinned_since = Some(now);
+        placed
+    }
+}
+
+impl Rings {
+    /// For an array of so many slots.
+    pub fn new(slots: u32) -> Self {
+        Self { space: SlotSpace::new(slots), placed: BTreeMap::new(), old_places: Vec::new() }
+    }
+
+    /// A ring that is in the maps, and the service that it is of, if that is known.
+    pub fn adopt(&mut self, service: Option<Arc<str>>, base: u32, words: Ring, now: Instant) {
+        self.space.adopt(base, words.len() as u32);
+        match service {
+            Some(name) if !self.placed.contains_key(&name) => {
+                self.placed.insert(name, Placed::adopted(base, words, now));
+            }
+            _ => self.old_places.push(base),
+        }
+    }
+
+    /// The service's ring as it is wished for, where it stands; made anew only in what differs.
+    pub fn place(&mut self, wish: Wish<'_>, now: Instant) -> Result<&Placed, NoRoom> {
+        let old = self.placed.get(wish.name);
+        if old.is_none_or(|placed| placed.size != wish.size) {
+            let base = self.space.take(wish.size)?;
+            self.old_places.extend(old.map(|placed| placed.base));
+            let words = vec![Slot::EMPTY; wish.size as usize].into();
+            self.placed.insert(Arc::clone(wish.name), Placed::adopted(base, words, now));
+        }
+        let placed = self.placed.get_mut(wish.name).expect("it was there or has just been placed");
+        if placed.whole.members != wish.pool {
+            placed.whole = Arc::new(Whole { ids: ring::build(&wish.pool, wish.size), members: wish.pool.clone() });
+            placed.target = Arc::new(Target::new(&placed.whole, wish.members.clone()));
+        } else if placed.target.members != wish.members {
+            placed.target = Arc::new(Target::new(&placed.whole, wish.members.clone()));
+        } else if placed.state.usable == wish.usable
+            && placed.state.moves == wish.moves
+            && !placed.state.moving_since.iter().any(|(id, since)| (wish.is_over)(*id, *since))
+        {
+            return Ok(placed);
+        }
+        placed.advance(&wish, now);
+        Ok(placed)
+    }
+
+    /// A walk over the flow table that began at `started`: a pinned slot without pins is settled, if it had stopped
+    /// moving long enough before. `pins` answers for a ring's first slot with the pins by slot, `None` if it has none.
+    pub fn settle<'a>(&mut self, started: Instant, pins: impl Fn(u32) -> Option<&'a [u32]>) {
+        for placed in self.placed.values_mut() {
+            let state = &mut placed.state;
+            let rested = state.pinned_since.is_none_or(|since| started >= since + SETTLE_AFTER);
+            if state.pinned == 0 || !rested {
+                continue;
+            }
+            let left = pins(placed.base);
+            let has_pins = |index: usize| left.is_some_and(|left| left.get(index).is_some_and(|n| *n > 0));
+            let settled = |(index, word): (usize, &Slot)| if has_pins(index) { *word } else { word.settle() };
+            placed.words = placed.words.iter().enumerate().map(settled).collect();
+            let is_pinned = |word: &&Slot| !word.is_moving() && !word.is_settled();
+            state.pinned = placed.words.iter().filter(is_pinned).count() as u32;
+        }
+    }
+
+    /// A service's ring.
+    pub fn get(&self, service: &str) -> Option<&Placed> {
+        self.placed.get(service)
+    }
+
+    /// After `applied` is in the maps: frees the places that it does not name.
+    pub fn forget_unused(&mut self, applied: &Tables) {
+        let space = &mut self.space;
+        self.old_places.retain(|base| {
+            let used = applied.rings.contains_key(base);
+            if !used {
+                space.free(*base);
+            }
+            used
+        });
+        self.placed.retain(|_, placed| {
+            let used = applied.rings.contains_key(&placed.base);
+            if !used {
+                space.free(placed.base);
+            }
+            used
+        });
+    }
+}

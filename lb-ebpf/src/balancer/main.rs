@@ -10,6 +10,7 @@
 mod balance;
 mod forward;
 mod maps;
+mod sweep;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::outcome::Outcome;

@@ -8,7 +8,9 @@ use aya_ebpf::{
 use lb_common::{
     abi::MAX_BACKEND_ID,
     backend::{Backend, BackendStats},
-    flow::{FlowKey, Pin, PinStats, SWEEP_BATCH, SweepItem},
+    flow::{
+        FlowKey, Pin, PinStats, SWEEP_BATCH, SWEEP_CHANGED, SWEEP_DELETED, SWEEP_GONE, SweepItem,
+    },
     outcome::Outcome,
     record::Record,
     service::{Service, ServiceKey4, ServiceKey6},
@@ -107,4 +109,19 @@ pub fn redirect(ifindex: u32) -> Result<(), Outcome> {
         Ok(_) => Ok(()),
         Err(_) => Err(Outcome::DropNoDevice),
     }
+}
+
+/// Deletes the pin of item number `index` of `SWEEP` if it is as the item says, and notes there what it did.
+#[inline(always)]
+pub fn sweep(index: u32) {
+    let Some(item) = SWEEP.get_ptr_mut(index) else { return };
+    // SAFETY: the sweeper writes its items before it runs the program, and reads them afterwards.
+    let item = unsafe { &mut *item };
+    item.done = match FLOWS.get_ptr(&item.key) {
+        None => SWEEP_GONE,
+        // SAFETY: pins are never freed; one that is given to another flow meanwhile does not compare as equal.
+        Some(pin) if unsafe { *pin } != item.pin => SWEEP_CHANGED,
+        Some(_) if FLOWS.remove(&item.key).is_ok() => SWEEP_DELETED,
+        Some(_) => SWEEP_CHANGED,
+    };
 }

@@ -41,7 +41,17 @@ pub mod maps {
 
     /// Every map of the balancer.
     pub const ALL: [&str; 12] = [
-        SERVICES4, SERVICES6, RING, BACKENDS, BACKEND_STATS, OUTCOMES, DEVICES, FLOWS, PIN_STATS, UDP_ROOM, SWEEP,
+        SERVICES4,
+        SERVICES6,
+        RING,
+        BACKENDS,
+        BACKEND_STATS,
+        OUTCOMES,
+        DEVICES,
+        FLOWS,
+        PIN_STATS,
+        UDP_ROOM,
+        SWEEP,
         RECORDS,
     ];
 }

@@ -226,7 +226,11 @@ mod tests {
         assert_eq!(Slot::moving(1, 2).end_move(), Slot::pinned(1));
         assert_eq!(Slot::settled(1).end_move(), Slot::settled(1));
         assert_eq!(Slot::pinned(1).settle(), Slot::settled(1));
-        assert_eq!(Slot::moving(1, 2).settle(), Slot::moving(1, 2), "flows without a pin are still previous's");
+        assert_eq!(
+            Slot::moving(1, 2).settle(),
+            Slot::moving(1, 2),
+            "flows without a pin are still previous's"
+        );
     }
 
     #[test]

@@ -29,9 +29,9 @@ fn slots() -> [Slot; 7] {
 fn cases() -> impl Iterator<Item = (Slot, Segment, bool, PinState)> {
     slots().into_iter().flat_map(|slot| {
         SEGMENTS.into_iter().flat_map(move |segment| {
-            [false, true].into_iter().flat_map(move |always| {
-                pins().into_iter().map(move |pin| (slot, segment, always, pin))
-            })
+            [false, true]
+                .into_iter()
+                .flat_map(move |always| pins().into_iter().map(move |pin| (slot, segment, always, pin)))
         })
     })
 }
@@ -47,7 +47,8 @@ fn is_fresh(pin: PinState) -> bool {
 fn table(slot: Slot, segment: Segment, always: bool, pin: PinState) -> Decision {
     let usable = matches!(pin, PinState::Usable { .. });
     let (current, previous) = (slot.current(), slot.previous());
-    let pin_unless_nobody = |to, refused| if to == 0 { Decision::Send(0) } else { Decision::Pin { to, refused } };
+    let pin_unless_nobody =
+        |to, refused| if to == 0 { Decision::Send(0) } else { Decision::Pin { to, refused } };
     match (slot.state(), segment) {
         (_, Segment::Datagram) if usable => Decision::Follow,
         (_, Segment::Datagram) => pin_unless_nobody(current, current),

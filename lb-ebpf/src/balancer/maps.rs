@@ -8,9 +8,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::MAX_BACKEND_ID,
     backend::{Backend, BackendStats},
-    flow::{
-        FlowKey, Pin, PinStats, SWEEP_BATCH, SWEEP_CHANGED, SWEEP_DELETED, SWEEP_GONE, SweepItem,
-    },
+    flow::{FlowKey, Pin, PinStats, SWEEP_BATCH, SWEEP_CHANGED, SWEEP_DELETED, SWEEP_GONE, SweepItem},
     outcome::Outcome,
     record::Record,
     service::{Service, ServiceKey4, ServiceKey6},

@@ -1,6 +1,6 @@
 //! One walk over the flow table: what is to go, what is left.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use lb_common::{
     flow::{FlowKey, Pin, SWEEP_BATCH, SWEEP_DELETED, SWEEP_GONE, SWEEP_NOT_DONE, SweepItem},
@@ -33,6 +33,8 @@ pub struct SweepResult {
     pub left: u64,
     /// UDP pins left.
     pub udp: u64,
+    /// The longest run of the sweeping program: for so long a CPU handled no packet.
+    pub longest_run: Duration,
     dropped: [u64; DropReason::ALL.len()],
     /// (first slot, pins by slot); no numbers for a ring without pins. By first slot.
     rings: Vec<(u32, Vec<u32>)>,
@@ -55,6 +57,7 @@ impl Walk {
                 walked: 0,
                 left: 0,
                 udp: 0,
+                longest_run: Duration::ZERO,
                 dropped: [0; DropReason::ALL.len()],
                 rings,
                 backends: Vec::new(),
@@ -93,9 +96,10 @@ impl Walk {
         &self.candidates
     }
 
-    /// What became of each candidate, as in [`SweepItem::done`]; the next ones may come. What was not deleted counts
-    /// as left.
-    pub fn done(&mut self, done: impl IntoIterator<Item = u32>) {
+    /// What became of each candidate, as in [`SweepItem::done`], in a run that took `took`; the next ones may come.
+    /// What was not deleted counts as left.
+    pub fn done(&mut self, done: impl IntoIterator<Item = u32>, took: Duration) {
+        self.result.longest_run = self.result.longest_run.max(took);
         let mut candidates = std::mem::take(&mut self.candidates);
         let mut done = done.into_iter();
         for (item, reason) in candidates.drain(..).zip(self.reasons.drain(..)) {
@@ -113,7 +117,7 @@ impl Walk {
 
     /// All pins were seen.
     pub fn finish(mut self, finished: Instant) -> SweepResult {
-        self.done([]);
+        self.done([], Duration::ZERO);
         self.result.finished = finished;
         self.result
     }

@@ -88,9 +88,9 @@ impl Line {
 }
 
 fn every_case() -> impl Iterator<Item = Case> {
-    let ages = [0, 10 * SECOND, IDLE_UDP, IDLE_TCP].into_iter().flat_map(|at: u64| {
-        [at.saturating_sub(1), at, at + 1].into_iter().filter(|age| *age < NOW)
-    });
+    let ages = [0, 10 * SECOND, IDLE_UDP, IDLE_TCP]
+        .into_iter()
+        .flat_map(|at: u64| [at.saturating_sub(1), at, at + 1].into_iter().filter(|age| *age < NOW));
     let ages: Vec<u64> = ages.collect();
     let bools = [false, true];
     bools.into_iter().flat_map(move |ring| {
@@ -109,15 +109,9 @@ fn every_case() -> impl Iterator<Item = Case> {
 }
 
 fn fate(case: &Case) -> Option<DropReason> {
-    let ring = RingView {
-        base: 0,
-        size: 1,
-        tracking: case.tracking,
-        idle_tcp_ns: IDLE_TCP,
-        idle_udp_ns: IDLE_UDP,
-    };
-    let pin =
-        Pin { last_seen_ns: NOW - case.unseen, slot: 0, backend: 1, closing: u16::from(case.closing) };
+    let ring =
+        RingView { base: 0, size: 1, tracking: case.tracking, idle_tcp_ns: IDLE_TCP, idle_udp_ns: IDLE_UDP };
+    let pin = Pin { last_seen_ns: NOW - case.unseen, slot: 0, backend: 1, closing: u16::from(case.closing) };
     drop_reason(case.ring.then_some(&ring), case.slot, case.usable, case.protocol, &pin, NOW)
 }
 

@@ -9,19 +9,14 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     config::spec::Tracking,
-    flows::{BackendSet, RingView},
+    flows::RingView,
 };
 
 const NOW: u64 = 1_000_000_000_000;
 
 fn view() -> SweepView {
-    let ring = |base, size, tracking| RingView {
-        base,
-        size,
-        tracking,
-        idle_tcp_ns: NOW / 2,
-        idle_udp_ns: NOW / 2,
-    };
+    let ring =
+        |base, size, tracking| RingView { base, size, tracking, idle_tcp_ns: NOW / 2, idle_udp_ns: NOW / 2 };
     SweepView {
         rings: [ring(0, 7, Tracking::Auto), ring(7, 5, Tracking::Always), ring(20, 3, Tracking::Auto)].into(),
         usable: Arc::new([1, 2, MAX_BACKEND_ID].into_iter().collect()),
@@ -63,7 +58,7 @@ fn walk(flows: &[Flow]) -> (SweepResult, Vec<u32>) {
         if walk.is_full() || number as usize == flows.len() - 1 {
             let numbers: Vec<u32> = walk.candidates().iter().map(|item| number_of(&item.key)).collect();
             assert!(numbers.len() <= SWEEP_BATCH as usize);
-            walk.done(numbers.iter().map(|n| flows[*n as usize].2));
+            walk.done(numbers.iter().map(|n| flows[*n as usize].2), Duration::from_micros(u64::from(number)));
             asked.extend(numbers);
         }
     }

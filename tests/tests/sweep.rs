@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 use std::{
+    collections::BTreeSet,
     fs,
     os::fd::{AsFd as _, AsRawFd as _},
     sync::{
@@ -28,7 +29,7 @@ use lb_userspace::{
     config::spec::{Limits, Tracking},
     dataplane::{
         Dataplane as _,
-        bpf::{self, BpfMaps, BpfProgram, SweepParts},
+        bpf::{self, BpfMaps, BpfProgram, SweepHandle, SweepParts, SweepResults},
     },
     flows::{BackendSet, DropReason, RingView, SweepResult, SweepView},
     plan::tables::Op,
@@ -49,8 +50,8 @@ struct Table {
 }
 
 impl Table {
-    fn new(flows: u32) -> Self {
-        let limits = Limits { services: 16, backends: 64, slots: 131_072, flows };
+    fn new(flows: u32, slots: u32) -> Self {
+        let limits = Limits { services: 16, backends: 64, slots, flows };
         let (maps, mut program) = bpf::load(&limits).unwrap_or_else(|e| panic!("{e}"));
         let parts = program.take_sweep_parts().unwrap();
         assert!(program.take_sweep_parts().is_none(), "there is one sweeper");
@@ -116,7 +117,7 @@ fn the_program_deletes_what_has_not_changed_and_nothing_else() {
     if !root_or_skip() {
         return;
     }
-    let mut table = Table::new(4096);
+    let mut table = Table::new(4096, RING);
     let old = pin(7, 1);
     let changes = [
         Pin { last_seen_ns: old.last_seen_ns + 1, ..old },
@@ -156,7 +157,7 @@ fn each_pin_meets_its_fate() {
     if !root_or_skip() {
         return;
     }
-    let mut table = Table::new(4096);
+    let mut table = Table::new(4096, RING);
     table.set_slots(Slot::pinned(1));
     table.set_slot(9, Slot::moving(1, 2));
     let seen = |ago: u64, pin: Pin| Pin { last_seen_ns: pin.last_seen_ns - ago * SECOND, ..pin };
@@ -210,7 +211,7 @@ fn a_walk_sees_every_pin_that_stays_exactly_once() {
     if !root_or_skip() {
         return;
     }
-    let mut table = Table::new(16_384);
+    let mut table = Table::new(16_384, RING);
     table.set_slots(Slot::moving(1, 2));
     for n in 0..HELD {
         table.insert(key(n, TCP), pin(n, 2));
@@ -227,17 +228,20 @@ fn a_walk_sees_every_pin_that_stays_exactly_once() {
     });
     let (stopped, count) = (Arc::clone(&stop), Arc::clone(&churned));
     let churner = thread::spawn(move || {
-        for n in (HELD..HELD + 4000).cycle().take_while(|_| !stopped.load(Ordering::Relaxed)) {
-            flows.1.insert(key(n, TCP), pin(n, 1), 0).unwrap();
-            let _ = flows.1.remove(&key(n - 500, TCP)).or_else(|_| flows.1.remove(&key(n + 3500, TCP)));
+        // Of 4,000 others there are 500 at a time.
+        for n in (0..4000).cycle().take_while(|_| !stopped.load(Ordering::Relaxed)) {
+            flows.1.insert(key(HELD + n, TCP), pin(HELD + n, 1), 0).unwrap();
+            let _ = flows.1.remove(&key(HELD + (n + 3500) % 4000, TCP));
             count.fetch_add(1, Ordering::Relaxed);
         }
     });
     let deadline = Instant::now() + Duration::from_secs(20);
     let mut rounds = 0;
+    let mut sizes = BTreeSet::new();
     while rounds < 100 || churned.load(Ordering::Relaxed) < 20_000 {
         assert!(Instant::now() < deadline, "{rounds} walks, {churned:?} pins made");
         let result = table.walk(view(Tracking::Auto));
+        sizes.insert(result.walked);
         let slots = &result.slots(0)[..HELD as usize];
         let wrong = slots.iter().position(|pins| *pins != 1);
         assert_eq!(wrong, None, "walk {rounds}: {:?} pins", wrong.map(|at| slots[at]));
@@ -246,57 +250,55 @@ fn a_walk_sees_every_pin_that_stays_exactly_once() {
     stop.store(true, Ordering::Relaxed);
     refresher.join().unwrap();
     churner.join().unwrap();
+    assert!(sizes.len() > 3, "others came and went while it walked: {sizes:?}");
     println!("{rounds} walks, {} pins made meanwhile", churned.load(Ordering::Relaxed));
 }
 
 /// Pins that are seen again between the reading and the deletion stay.
 #[test]
-fn a_pin_in_use_is_never_deleted_and_one_at_rest_is() {
+fn a_pin_seen_meanwhile_stays_and_one_at_rest_goes() {
     const USED: u32 = 64;
     if !root_or_skip() {
         return;
     }
-    let mut table = Table::new(65_536);
-    table.set_slots(Slot::moving(1, 2));
-    // Long unseen; those in use are seen by the time that the program comes to them.
-    let stale = |n: u32| Pin { last_seen_ns: 1, ..pin(n, 2) };
-    let mut changed = 0;
+    let mut table = Table::new(4096, RING);
+    let mut flows = open(&table.parts);
+    let stop = Arc::new(AtomicBool::new(false));
+    let stopped = Arc::clone(&stop);
+    let user = thread::spawn(move || {
+        let now = pin(0, 2);
+        for n in (0..USED).cycle().take_while(|_| !stopped.load(Ordering::Relaxed)) {
+            // BPF_EXIST: as the packet path, which writes to a pin that it found.
+            let _ = flows.insert(key(n, TCP), Pin { slot: n, ..now }, 2);
+        }
+    });
+    // As they were read; some are seen by the time that the program comes to them.
+    let read = |n| Pin { last_seen_ns: 1, slot: n, backend: 2, closing: 0 };
+    let items: Vec<SweepItem> = (0..2 * USED)
+        .map(|n| SweepItem { key: key(n, TCP), pin: read(n), done: SWEEP_NOT_DONE, reserved: 0 })
+        .collect();
+    let (mut changed, mut deleted) = (0, 0);
     let deadline = Instant::now() + Duration::from_secs(20);
-    while changed < 20 {
-        assert!(Instant::now() < deadline, "only {changed} pins were caught in between");
-        let items: Vec<SweepItem> = (0..2 * USED)
-            .map(|n| SweepItem { key: key(n, TCP), pin: stale(n), done: SWEEP_NOT_DONE, reserved: 0 })
-            .collect();
+    while changed < 100 || deleted < 100 {
+        assert!(Instant::now() < deadline, "{changed} pins were seen in between, {deleted} were not");
         for item in &items {
             table.insert(item.key, item.pin);
         }
-        let mut flows = open(&table.parts);
-        let go = Arc::new(AtomicBool::new(false));
-        let started = Arc::clone(&go);
-        let user = thread::spawn(move || {
-            let mut seen = Vec::new();
-            while !started.load(Ordering::Acquire) {}
-            for n in 0..USED {
-                // BPF_EXIST: as the program, which writes to a pin that it found.
-                if flows.insert(key(n, TCP), pin(n, 2), 2).is_ok() {
-                    seen.push(n);
-                }
-            }
-            seen
-        });
-        go.store(true, Ordering::Release);
         let (done, _) = table.parts.delete(&items).unwrap();
-        let seen = user.join().unwrap();
-        for (n, done) in (0u32..).zip(done) {
+        for (n, done) in (0..).zip(done) {
+            let is_there = table.has(&key(n, TCP));
             match done {
-                SWEEP_CHANGED => assert!(seen.contains(&n) && table.has(&key(n, TCP)), "pin {n} stays"),
-                SWEEP_DELETED => assert!(!table.has(&key(n, TCP)), "pin {n} is gone"),
+                SWEEP_CHANGED => assert!(n < USED && is_there, "pin {n} was changed"),
+                SWEEP_DELETED => assert!(!is_there, "pin {n} was deleted"),
                 other => panic!("pin {n}: {other}"),
             }
             changed += u32::from(done == SWEEP_CHANGED);
-            assert!(n < USED || done == SWEEP_DELETED, "pin {n} was at rest");
+            deleted += u32::from(n < USED && done == SWEEP_DELETED);
         }
     }
+    stop.store(true, Ordering::Relaxed);
+    user.join().unwrap();
+    println!("{changed} pins were seen in between and stayed, {deleted} were deleted in time");
 }
 
 #[test]
@@ -304,7 +306,7 @@ fn a_thread_walks_when_asked_and_ends_with_its_handle() {
     if !root_or_skip() {
         return;
     }
-    let Table { maps: _maps, _program, parts, mut flows } = Table::new(4096);
+    let Table { maps: _maps, _program, parts, mut flows } = Table::new(4096, RING);
     let (handle, mut results) = parts.spawn().unwrap();
     let mut ask = |needs_walk| {
         handle.request(SweepView { needs_walk, ..view(Tracking::Always) });
@@ -344,7 +346,7 @@ fn a_pin_costs_128_bytes_at_most() {
     if !root_or_skip() {
         return;
     }
-    let table = Table::new(PINS as u32);
+    let table = Table::new(PINS as u32, RING);
     let fd = table.parts.flows().as_fd().as_raw_fd();
     let info = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap();
     let field = |name: &str| -> u64 {
@@ -371,28 +373,51 @@ fn lateness(stop: Arc<AtomicBool>) -> thread::JoinHandle<Duration> {
     })
 }
 
-#[test]
-fn a_million_pins_are_swept_in_time_and_nobody_waits() {
+/// A million pins over a thousand rings, the CPU time of walks, and how late another thread was meanwhile.
+struct Million {
+    maps: BpfMaps,
+    _program: BpfProgram,
+    flows: HashMap<MapData, FlowKey, Pin>,
+    handle: SweepHandle,
+    results: SweepResults,
+}
+
+impl Million {
     const PINS: u32 = 1_000_000;
-    // The bars of the release build are a fifth: 1 s of one core, 5 ms.
-    const LIMIT: Duration = Duration::from_secs(5);
-    const LATE: Duration = Duration::from_millis(25);
-    if !root_or_skip() {
-        return;
+    const RINGS: u32 = 1000;
+    const RING: u32 = 4093;
+
+    fn new() -> Self {
+        let Table { maps, _program, parts, flows } = Table::new(1_048_576, Self::RINGS * Self::RING);
+        let (handle, results) = parts.spawn().unwrap();
+        Self { maps, _program, flows, handle, results }
     }
-    let Table { mut maps, _program, parts, mut flows } = Table::new(1_048_576);
-    let (handle, mut results) = parts.spawn().unwrap();
-    let mut set_slots = |slot| {
-        maps.apply(&Op::WriteRing(0, vec![slot; RING as usize].into())).unwrap();
-    };
-    // What, walk, CPU time, the most that another thread was late.
-    let mut ask = |what: &str| {
+
+    /// All to backend 2.
+    fn fill(&mut self) {
+        let now = now_ns();
+        for n in 0..Self::PINS {
+            let slot = n.wrapping_mul(0x9e37_79b1) % (Self::RINGS * Self::RING);
+            let pin = Pin { last_seen_ns: now, slot, backend: 2, closing: 0 };
+            self.flows.insert(key(n, TCP), pin, 0).unwrap();
+        }
+    }
+
+    fn set_slots(&mut self, slot: Slot) {
+        let slots = vec![slot; (Self::RINGS * Self::RING) as usize];
+        self.maps.apply(&Op::WriteRing(0, slots.into())).unwrap();
+    }
+
+    /// The walk, its CPU time, and the lateness.
+    fn walk(&mut self, what: &str) -> (SweepResult, Duration, Duration) {
         let stop = Arc::new(AtomicBool::new(false));
         let late = lateness(Arc::clone(&stop));
         let before = sweeper_cpu().unwrap();
-        handle.request(view(Tracking::Auto));
-        let result = wait_for(Duration::from_secs(60), || results.try_recv().ok()).expect("an answer");
-        let result = result.unwrap_or_else(|e| panic!("{e}"));
+        let of_one = view(Tracking::Auto);
+        let ring = |n| RingView { base: n * Self::RING, size: Self::RING, ..of_one.rings[0] };
+        self.handle.request(SweepView { rings: (0..Self::RINGS).map(ring).collect(), ..of_one });
+        let result = wait_for(Duration::from_secs(60), || self.results.try_recv().ok());
+        let result = result.expect("an answer").unwrap_or_else(|e| panic!("{e}"));
         let cpu = sweeper_cpu().unwrap().saturating_sub(before);
         stop.store(true, Ordering::Relaxed);
         let late = late.join().unwrap();
@@ -402,36 +427,48 @@ fn a_million_pins_are_swept_in_time_and_nobody_waits() {
             result.finished - result.started,
             result.longest_run
         );
-        assert!(cpu < LIMIT, "{what} took {cpu:?}");
-        (result, late)
-    };
-    set_slots(Slot::moving(1, 2));
-    let mut least_late = Duration::MAX;
-    let mut longest_run = Duration::MAX;
-    for _ in 0..3 {
-        let now = now_ns();
-        for n in 0..PINS {
-            let backend = 1 + (n % 2) as u16;
-            let pin = Pin { last_seen_ns: now, slot: n % RING, backend, closing: 0 };
-            flows.insert(key(n.wrapping_mul(0x9e37_79b1), TCP), pin, 0).unwrap();
-        }
-        set_slots(Slot::moving(1, 2));
-        let (kept, late) = ask("all stay");
-        least_late = least_late.min(late);
-        assert_eq!((kept.walked, kept.left), (u64::from(PINS), u64::from(PINS)));
-        set_slots(Slot::pinned(1));
-        let (half, late) = ask("half go");
-        least_late = least_late.min(late);
-        assert_eq!(half.dropped(DropReason::Current), u64::from(PINS / 2));
-        assert_eq!((half.left, half.to_backend(1), half.in_ring(0)), (500_000, 0, 500_000));
-        set_slots(Slot::pinned(2));
-        let (all, late) = ask("the rest goes");
-        least_late = least_late.min(late);
-        assert_eq!((all.dropped(DropReason::Current), all.left), (u64::from(PINS / 2), 0));
-        longest_run = longest_run.min(half.longest_run);
-        assert_eq!(ask("none there").0.walked, 0);
+        (result, cpu, late)
     }
-    assert!(least_late < LATE, "another thread was {least_late:?} late in the best round");
+}
+
+#[test]
+fn a_million_pins_are_swept_in_time_and_nobody_waits() {
+    // The bars, met in release, are a fifth: 1 s of one core, 5 ms.
+    const LIMIT: Duration = Duration::from_secs(5);
+    const LATE: Duration = Duration::from_millis(25);
+    if !root_or_skip() {
+        return;
+    }
+    let mut table = Million::new();
+    let mut best = [Duration::MAX; 4];
+    let mut note = |at: usize, took: Duration| best[at] = best[at].min(took);
+    // Others use this machine, too: the best of three counts.
+    for _ in 0..3 {
+        table.fill();
+        table.set_slots(Slot::pinned(1));
+        let (kept, cpu, late) = table.walk("all stay");
+        let count: u64 = (0..Million::RINGS).map(|n| kept.in_ring(n * Million::RING)).sum();
+        assert_eq!(
+            (kept.walked, kept.left, count, kept.to_backend(2)),
+            (1_000_000, 1_000_000, 1_000_000, 1_000_000)
+        );
+        assert!(
+            kept.finished - kept.started > LATE,
+            "on the controller's own thread, all would wait so long"
+        );
+        note(0, cpu);
+        note(2, late);
+        table.set_slots(Slot::pinned(2));
+        let (gone, cpu, late) = table.walk("all go");
+        assert_eq!((gone.walked, gone.dropped(DropReason::Current), gone.left), (1_000_000, 1_000_000, 0));
+        note(1, cpu);
+        note(2, late);
+        note(3, gone.longest_run);
+        assert_eq!(table.walk("none there").0.walked, 0);
+    }
+    let [stay, go, late, run] = best;
+    assert!(stay < LIMIT && go < LIMIT, "a walk took {stay:?} where all stay, {go:?} where all go");
+    assert!(late < LATE, "another thread was {late:?} late");
     // While it runs its CPU handles no packet.
-    assert!(longest_run < Duration::from_micros(5 * 500), "a run took {longest_run:?} in the best round");
+    assert!(run < Duration::from_micros(5 * 500), "a run took {run:?}");
 }

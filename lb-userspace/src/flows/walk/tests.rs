@@ -7,10 +7,7 @@ use lb_common::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::{
-    config::spec::Tracking,
-    flows::RingView,
-};
+use crate::{config::spec::Tracking, flows::RingView};
 
 const NOW: u64 = 1_000_000_000_000;
 

@@ -1,7 +1,5 @@
 //! The sweeper on the kernel's own flow table: what it deletes, and what it sees while others write.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-
 use std::{
     collections::BTreeSet,
     sync::{

@@ -115,11 +115,13 @@ pub fn sweep(index: u32) {
     let Some(item) = SWEEP.get_ptr_mut(index) else { return };
     // SAFETY: the sweeper writes its items before it runs the program, and reads them afterwards.
     let item = unsafe { &mut *item };
-    item.done = match FLOWS.get_ptr(&item.key) {
+    let key = &item.key;
+    item.done = match FLOWS.get_ptr(key) {
         None => SWEEP_GONE,
-        // SAFETY: pins are never freed; one that is given to another flow meanwhile does not compare as equal.
+        // SAFETY: a pin's memory is never freed. If it has another flow's pin by now that looks the same, the deletion
+        // goes by the key and finds none.
         Some(pin) if unsafe { *pin } != item.pin => SWEEP_CHANGED,
-        Some(_) if FLOWS.remove(&item.key).is_ok() => SWEEP_DELETED,
+        Some(_) if FLOWS.remove(key).is_ok() => SWEEP_DELETED,
         Some(_) => SWEEP_CHANGED,
     };
 }

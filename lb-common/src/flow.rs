@@ -68,7 +68,7 @@ pub const ANSWERS_PER_WINDOW: u64 = 10_000 * RATE_WINDOW_NS / 1_000_000_000;
 /// A closing pin that was not seen for so long may be taken by a new connection with the same ports.
 pub const REUSE_NS: u64 = 1_000_000_000;
 
-/// A pin to be deleted if it has not changed since it was read: element of `SWEEP`.
+/// A pin to be deleted if it has not changed since it was read: element of `SWEEP`. One cache line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct SweepItem {
@@ -76,12 +76,25 @@ pub struct SweepItem {
     pub key: FlowKey,
     /// Its value as it was read.
     pub pin: Pin,
+    /// What became of it, one of the `SWEEP_*` constants; written by the program.
+    pub done: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
-/// Items that one run of the sweeping program handles.
-pub const SWEEP_BATCH: u32 = 1024;
+/// The program has not come to it.
+pub const SWEEP_NOT_DONE: u32 = 0;
+/// It was as it had been read, and is deleted.
+pub const SWEEP_DELETED: u32 = 1;
+/// It is another one by now, and stays.
+pub const SWEEP_CHANGED: u32 = 2;
+/// It had gone already.
+pub const SWEEP_GONE: u32 = 3;
+
+/// Items that one run of the sweeping program handles. While it runs, its CPU handles no packet.
+pub const SWEEP_BATCH: u32 = 256;
 
 const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<Pin>() == 16);
 const _: () = assert!(size_of::<PinStats>() == 32);
-const _: () = assert!(size_of::<SweepItem>() == 56);
+const _: () = assert!(size_of::<SweepItem>() == 64);

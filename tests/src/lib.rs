@@ -1,6 +1,7 @@
 //! What the tests that need root share: `packet.rs` builds and checks frames, `prog.rs` runs the real program on them,
-//! `net.rs` starts labs with the real controller.
+//! `flows.rs` has the real flow table, `net.rs` starts labs with the real controller.
 
+pub mod flows;
 pub mod net;
 pub mod packet;
 pub mod prog;

@@ -12,6 +12,7 @@ mod balance;
 mod forward;
 mod maps;
 mod track;
+mod sweep;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::outcome::Outcome;

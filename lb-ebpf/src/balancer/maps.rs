@@ -8,7 +8,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::MAX_BACKEND_ID,
     backend::{Backend, BackendStats},
-    flow::{FlowKey, Pin, PinStats, SWEEP_BATCH, SweepItem},
+    flow::{FlowKey, Pin, PinStats, SWEEP_BATCH, SWEEP_CHANGED, SWEEP_DELETED, SWEEP_GONE, SweepItem},
     outcome::Outcome,
     record::Record,
     service::{Service, ServiceKey4, ServiceKey6},
@@ -170,4 +170,21 @@ pub fn redirect(ifindex: u32) -> Result<(), Outcome> {
         Ok(_) => Ok(()),
         Err(_) => Err(Outcome::DropNoDevice),
     }
+}
+
+/// Deletes the pin of item number `index` of `SWEEP` if it is as the item says, and notes there what it did.
+#[inline(always)]
+pub fn sweep(index: u32) {
+    let Some(item) = SWEEP.get_ptr_mut(index) else { return };
+    // SAFETY: the sweeper writes its items before it runs the program, and reads them afterwards.
+    let item = unsafe { &mut *item };
+    let key = &item.key;
+    item.done = match FLOWS.get_ptr(key) {
+        None => SWEEP_GONE,
+        // SAFETY: a pin's memory is never freed. If it has another flow's pin by now that looks the same, the deletion
+        // goes by the key and finds none.
+        Some(pin) if unsafe { *pin } != item.pin => SWEEP_CHANGED,
+        Some(_) if FLOWS.remove(key).is_ok() => SWEEP_DELETED,
+        Some(_) => SWEEP_CHANGED,
+    };
 }

@@ -1,30 +1,33 @@
 //! (spec, what is known of the backends) -> the tables wanted.
 //!
-//! The [`Compiler`] keeps what must not change from one time to the next: ids, the rings' places, and the rings
-//! themselves as long as their members stay the same.
+//! The [`Compiler`] keeps what must not change from one time to the next: ids, and the rings.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    sync::{Arc, OnceLock},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use lb_common::{
-    backend::{BACKEND_IPV6, BACKEND_PRESENT, BACKEND_ROUTED, Backend},
+    backend::{BACKEND_IPV6, BACKEND_PRESENT, BACKEND_ROUTED, BACKEND_USABLE, Backend},
     checksum, hash,
-    service::{FORWARD_IPIP, FORWARD_L2, SERVICE_HASH_CLIENT, Service},
-    slot::Slot,
+    service::{
+        FORWARD_IPIP, FORWARD_L2, SERVICE_HASH_CLIENT, SERVICE_REJECT, SERVICE_TRACK_ALWAYS,
+        SERVICE_TRACK_NEVER, Service,
+    },
 };
 
 use super::{
     ids::{Ids, NoId, Owner},
-    ring::{self, Identity, Member},
-    slots::{NoRoom, SlotSpace},
-    tables::{Ring, ServiceKey, Tables},
+    records::{self, Clock, Note},
+    ring::{Identity, Member},
+    rings::{Placed, Rings, Target, Wish},
+    slots::NoRoom,
+    tables::{Ring, ServiceKey, Tables, address},
 };
 use crate::config::spec::{
-    AdminState, BackendSpec, Forward, HashMode, Limits, OnAllDown, Ports, ServiceSpec, Spec,
+    BackendSpec, Forward, HashMode, Limits, OnAllDown, Ports, Protocol, ServiceSpec, Spec, Tracking,
 };
 
 /// An id rests for so long before another backend gets it: longer than any packet is under way.
@@ -46,21 +49,48 @@ pub struct Route {
 }
 
 /// What is known of a backend besides its spec.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Knowledge {
-    /// The administrative state in force.
-    pub admin: AdminState,
-    /// Its health is up.
-    pub is_up: bool,
+    /// May take new connections, if there is a way to it.
+    pub takes_new: bool,
+    /// Not dead: flows that it has stay with it.
+    pub is_usable: bool,
+    /// Its drain has reached its deadline: slots stop moving away from it.
+    pub drain_is_over: bool,
+    /// Takes connections when nobody may and the service says `use_all`.
+    pub is_last_resort: bool,
+    /// Its weight in force: what the file says, or less in a slow start.
+    pub weight: u32,
     /// The way to it, if there is one.
     pub route: Option<Route>,
+    /// For the next run of the controller.
+    pub note: Note,
 }
 
 impl Knowledge {
     /// May take new connections.
     pub fn is_eligible(&self) -> bool {
-        self.admin == AdminState::Active && self.is_up && self.route.is_some()
+        self.takes_new && self.route.is_some()
     }
+}
+
+/// A backend, and what is known of it.
+pub type Known<'a> = (&'a BackendSpec, Knowledge);
+
+/// What the tables are made of, besides what the [`Compiler`] remembers.
+pub struct Input<'a> {
+    /// The configuration.
+    pub spec: &'a Spec,
+    /// Interfaces that may be redirected to.
+    pub devices: BTreeSet<u32>,
+    /// What is known of a backend of the file.
+    pub known: &'a dyn Fn(&ServiceSpec, &BackendSpec) -> Knowledge,
+    /// Backends that have left the file and keep their flows for a while.
+    pub leaving: &'a dyn Fn(&ServiceSpec) -> Vec<Known<'a>>,
+    /// When a new pin was last refused.
+    pub refused_at: Option<Instant>,
+    /// The time.
+    pub now: Instant,
 }
 
 /// The configuration does not fit the maps.
@@ -101,21 +131,27 @@ pub struct CompiledService {
     pub name: Arc<str>,
     /// In the spec's order.
     pub backends: Vec<CompiledBackend>,
-    ring: Arc<Filled>,
+    /// Those that have left the file.
+    pub leaving: Vec<CompiledBackend>,
+    /// First slot of its ring.
+    pub ring_base: u32,
+    /// Slots on the way from one backend to another.
+    pub moving_slots: u32,
+    /// Slots of which flows may be pinned elsewhere, moving ones included.
+    pub unsettled_slots: u32,
+    target: Arc<Target>,
+    words: Ring,
 }
 
 impl CompiledService {
-    /// Equal on balancers that choose alike; see [`ring::table_checksum`].
+    /// Equal on balancers that choose alike; see [`super::ring::table_checksum`].
     pub fn checksum(&self) -> &str {
-        self.ring.checksum.get_or_init(|| {
-            let ids: Vec<u16> = self.ring.slots.iter().map(|slot| slot.current()).collect();
-            ring::table_checksum(&ids, &self.ring.members)
-        })
+        self.target.checksum()
     }
 
     /// The slots.
     pub fn ring(&self) -> &Ring {
-        &self.ring.slots
+        &self.words
     }
 }
 
@@ -128,76 +164,60 @@ pub struct CompiledBackend {
     pub id: u16,
     /// May take new connections.
     pub eligible: bool,
+    /// Flows may go to it.
+    pub usable: bool,
+    /// Slots move away from it.
+    pub moves_away: bool,
     /// Share of new connections that weights and eligibility ask for, 0 to 1.
     pub wanted_share: f64,
     /// Slots whose current backend it is.
     pub slots: u32,
 }
 
-/// A ring, and what it was made of.
-#[derive(Debug)]
-struct Filled {
-    members: Vec<Member>,
-    slots: Ring,
-    counts: BTreeMap<u16, u32>,
-    checksum: OnceLock<String>,
-}
-
-#[derive(Debug, Clone)]
-struct Placed {
-    base: u32,
-    size: u32,
-    whole: Arc<Whole>,
-    filled: Arc<Filled>,
-}
-
-/// The ring of a pool as if all of it were eligible.
-#[derive(Debug)]
-struct Whole {
-    members: Vec<Member>,
-    ids: Vec<u16>,
-}
-
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Compiler {
     ids: Ids,
-    space: SlotSpace,
+    rings: Rings,
     /// Entries that the map of services of one family has.
     services: u32,
-    /// By service name. An entry stays until [`Compiler::settle`] finds that nothing names it.
-    rings: BTreeMap<Arc<str>, Placed>,
-    /// Places of rings that were replaced.
-    old_places: Vec<u32>,
+    clock: Clock,
 }
 
 impl Compiler {
     /// For maps of these sizes.
-    pub fn new(limits: &Limits) -> Self {
+    pub fn new(limits: &Limits, clock: Clock) -> Self {
         Self {
             ids: Ids::new(limits.backends, ID_QUARANTINE),
-            space: SlotSpace::new(limits.slots),
+            rings: Rings::new(limits.slots),
             services: limits.services,
-            rings: BTreeMap::new(),
-            old_places: Vec::new(),
+            clock,
         }
     }
 
-    /// The tables for a spec. `known` answers for each backend; `devices` are the interfaces that may be redirected to.
-    pub fn compile(
-        &mut self,
-        spec: &Spec,
-        devices: &BTreeSet<u32>,
-        known: &dyn Fn(&ServiceSpec, &BackendSpec) -> Knowledge,
-        now: Instant,
-    ) -> Result<Compiled, CapacityError> {
+    /// Goes on from what another run of the controller left in the maps: ids, and rings where they stand.
+    pub fn adopt(&mut self, tables: &Tables, now: Instant) {
+        for (id, record) in &tables.records {
+            if let (Some(backend), Some(service)) = (tables.backends.get(id), records::service(record)) {
+                let identity = Identity { address: address(backend), port: records::port(record) };
+                self.ids.adopt(Owner { service, identity }, *id);
+            }
+        }
+        self.ids.rest_unowned(now);
+        for (base, words) in &tables.rings {
+            self.rings.adopt(owner_of(*base, words, tables), *base, Arc::clone(words), now);
+        }
+    }
+
+    /// The tables for what is known.
+    pub fn compile(&mut self, input: &Input<'_>) -> Result<Compiled, CapacityError> {
         let mut compiled = Compiled {
-            tables: Tables { devices: devices.clone(), ..Tables::default() },
+            tables: Tables { devices: input.devices.clone(), ..Tables::default() },
             services: Vec::new(),
         };
-        let hash_key = hash::key(spec.hash_seed);
-        for service in &spec.services {
-            self.service(service, hash_key, known, now, &mut compiled)?;
+        let hash_key = hash::key(input.spec.hash_seed);
+        for service in &input.spec.services {
+            self.service(service, hash_key, input, &mut compiled)?;
         }
         let needed = most_of_a_family(compiled.tables.services.keys());
         if needed > self.services as usize {
@@ -209,129 +229,204 @@ impl Compiler {
     /// After `applied` is in the maps: frees the ids and places that it does not name.
     pub fn settle(&mut self, applied: &Tables, now: Instant) {
         self.ids.retain(&applied.backends.keys().copied().collect(), now);
-        let space = &mut self.space;
-        self.old_places.retain(|base| {
-            let used = applied.rings.contains_key(base);
-            if !used {
-                space.free(*base);
-            }
-            used
-        });
-        self.rings.retain(|_, placed| {
-            let used = applied.rings.contains_key(&placed.base);
-            if !used {
-                space.free(placed.base);
-            }
-            used
-        });
+        self.rings.forget_unused(applied);
+    }
+
+    /// The rings, for what the sweeper found.
+    pub fn rings_mut(&mut self) -> &mut Rings {
+        &mut self.rings
     }
 
     fn service(
         &mut self,
         service: &ServiceSpec,
         hash_key: u64,
-        known: &dyn Fn(&ServiceSpec, &BackendSpec) -> Knowledge,
-        now: Instant,
+        input: &Input<'_>,
         compiled: &mut Compiled,
     ) -> Result<(), CapacityError> {
-        let mut pool = Vec::new();
-        let mut members = Vec::new();
-        let mut fallback = Vec::new();
-        let mut backends = Vec::new();
+        let mut pool = Pool::default();
         for backend in &service.backends {
-            let knowledge = known(service, backend);
-            let identity = Identity { address: backend.address, port: backend.port };
-            let id = self.ids.get(&Owner { service: Arc::clone(&service.name), identity }, now)?;
-            let member = Member { id, identity, weight: backend.weight };
-            pool.push(member);
-            if knowledge.is_eligible() {
-                members.push(member);
-            } else if knowledge.admin != AdminState::Disabled && knowledge.route.is_some() {
-                fallback.push(member);
-            }
-            compiled.tables.backends.insert(id, entry(backend.address, knowledge.route));
-            backends.push(CompiledBackend {
-                name: Arc::clone(&backend.name),
-                id,
-                eligible: knowledge.is_eligible(),
-                wanted_share: 0.0,
-                slots: 0,
-            });
+            let knowledge = (input.known)(service, backend);
+            let id = self.enter(service, backend, &knowledge, input.now, compiled)?;
+            pool.add(id, backend, knowledge);
         }
-        if members.is_empty() && service.on_all_down == OnAllDown::UseAll {
-            members = fallback;
+        let mut leaving = Vec::new();
+        for (backend, knowledge) in (input.leaving)(service) {
+            let id = self.enter(service, backend, &knowledge, input.now, compiled)?;
+            pool.knowledge.insert(id, knowledge);
+            leaving.push(CompiledBackend { usable: pool.is_usable(id), ..fresh(id, backend) });
         }
-        let placed = self.ring(&service.name, service.ring_size, pool, members)?;
-        let weights: BTreeMap<u16, u32> = placed.filled.members.iter().map(|m| (m.id, m.weight)).collect();
-        let total: u64 = weights.values().map(|w| u64::from(*w)).sum();
-        for backend in &mut backends {
-            backend.slots = placed.filled.counts.get(&backend.id).copied().unwrap_or(0);
-            // Without members there is no weight either, so nothing is divided by zero.
-            backend.wanted_share = weights.get(&backend.id).map_or(0.0, |w| f64::from(*w) / total as f64);
+        let members = pool.members(service);
+        // Whoever takes connections is not dead to those it has, whatever the probes say.
+        for member in &members {
+            compiled.tables.backends.entry(member.id).and_modify(|b| b.flags |= BACKEND_USABLE);
         }
-        compiled.tables.rings.insert(placed.base, Arc::clone(&placed.filled.slots));
-        let value = Service {
-            hash_key,
-            ring_base: placed.base,
-            ring_size: placed.size,
-            forward: match service.forward {
-                Forward::L2 => FORWARD_L2,
-                Forward::Ipip => FORWARD_IPIP,
+        let usable = pool.usable(&members);
+        let wish = Wish {
+            name: &service.name,
+            size: service.ring_size,
+            pool: pool.all.clone(),
+            members,
+            usable,
+            moves: moves(service),
+            is_over: &|id, since| {
+                let is_over = pool.knowledge.get(&id).is_some_and(|k| k.drain_is_over);
+                let rested = input.refused_at.map_or(since, |refused| refused.max(since));
+                is_over || input.now >= rested + service.idle_timeout.tcp
             },
-            flags: if service.hash == HashMode::Client { SERVICE_HASH_CLIENT } else { 0 },
-            reserved: [0; 6],
         };
-        let ring = Arc::clone(&placed.filled);
-        for key in keys(service) {
-            compiled.tables.services.insert(key, value);
-        }
-        for listen in &service.listen {
-            compiled.tables.services.insert(ServiceKey::new(listen.address, 0, 0), Service::ADDRESS);
-        }
-        compiled.services.push(CompiledService { name: Arc::clone(&service.name), backends, ring });
+        let placed = self.rings.place(wish, input.now)?;
+        compiled.add(service, hash_key, placed, &pool, leaving);
         Ok(())
     }
 
-    /// The service's ring with these members of its pool, where it stands, built anew only when something differs.
-    fn ring(
+    /// The backend's entries, under its id.
+    fn enter(
         &mut self,
-        name: &Arc<str>,
-        size: u32,
-        pool: Vec<Member>,
-        members: Vec<Member>,
-    ) -> Result<&Placed, CapacityError> {
-        let old = self.rings.get(name);
-        let same_size = old.filter(|placed| placed.size == size);
-        let whole = same_size.map(|placed| &placed.whole).filter(|whole| whole.members == pool).cloned();
-        if whole.is_none() || same_size.is_none_or(|placed| placed.filled.members != members) {
-            let base = match same_size {
-                Some(placed) => placed.base,
-                None => self.space.take(size)?,
-            };
-            self.old_places.extend(old.filter(|placed| placed.base != base).map(|placed| placed.base));
-            let whole =
-                whole.unwrap_or_else(|| Arc::new(Whole { ids: ring::build(&pool, size), members: pool }));
-            let filled = Arc::new(Filled::new(&whole, members));
-            self.rings.insert(Arc::clone(name), Placed { base, size, whole, filled });
-        }
-        Ok(&self.rings[name])
+        service: &ServiceSpec,
+        backend: &BackendSpec,
+        knowledge: &Knowledge,
+        now: Instant,
+        compiled: &mut Compiled,
+    ) -> Result<u16, NoId> {
+        let identity = Identity { address: backend.address, port: backend.port };
+        let id = self.ids.get(&Owner { service: Arc::clone(&service.name), identity }, now)?;
+        compiled.tables.backends.insert(id, entry(backend.address, knowledge));
+        let record = records::record(service, backend, &knowledge.note, self.clock);
+        compiled.tables.records.insert(id, Box::new(record));
+        Ok(id)
     }
 }
 
-impl Filled {
-    fn new(whole: &Whole, members: Vec<Member>) -> Self {
-        let ids = ring::refill(&whole.ids, &members);
-        // Counted in a flat table: this runs within the millisecond that a verdict has.
-        let mut counts = vec![0u32; usize::from(ids.iter().copied().max().unwrap_or(0)) + 1];
-        for id in &ids {
-            counts[usize::from(*id)] += 1;
+/// Whether a service's slots move. UDP flows are pinned wherever they are first seen, and untracked ones nowhere.
+fn moves(service: &ServiceSpec) -> bool {
+    service.tracking != Tracking::Never && service.listen.iter().any(|l| l.protocol == Protocol::Tcp)
+}
+
+/// The backends of a service while it is compiled.
+#[derive(Default)]
+struct Pool {
+    /// In the spec's order, at their weight.
+    all: Vec<Member>,
+    names: Vec<Arc<str>>,
+    /// By id, leaving ones included.
+    knowledge: BTreeMap<u16, Knowledge>,
+}
+
+impl Pool {
+    fn add(&mut self, id: u16, backend: &BackendSpec, knowledge: Knowledge) {
+        let identity = Identity { address: backend.address, port: backend.port };
+        self.all.push(Member { id, identity, weight: knowledge.weight });
+        self.names.push(Arc::clone(&backend.name));
+        self.knowledge.insert(id, knowledge);
+    }
+
+    fn is_usable(&self, id: u16) -> bool {
+        self.knowledge.get(&id).is_some_and(|k| k.is_usable)
+    }
+
+    /// Those that take new connections.
+    fn members(&self, service: &ServiceSpec) -> Vec<Member> {
+        let those = |takes: fn(&Knowledge) -> bool| -> Vec<Member> {
+            self.all.iter().filter(|m| takes(&self.knowledge[&m.id])).copied().collect()
+        };
+        let eligible = those(Knowledge::is_eligible);
+        if eligible.is_empty() && service.on_all_down == OnAllDown::UseAll {
+            return those(|k| k.is_last_resort && k.route.is_some());
         }
-        Self {
-            counts: (0u16..).zip(counts).filter(|(id, n)| *id != 0 && *n != 0).collect(),
-            slots: ids.into_iter().map(Slot::settled).collect(),
-            members,
-            checksum: OnceLock::new(),
+        eligible
+    }
+
+    fn usable(&self, members: &[Member]) -> BTreeSet<u16> {
+        let usable = self.knowledge.iter().filter(|(_, k)| k.is_usable).map(|(id, _)| *id);
+        usable.chain(members.iter().map(|m| m.id)).collect()
+    }
+}
+
+fn fresh(id: u16, backend: &BackendSpec) -> CompiledBackend {
+    CompiledBackend {
+        name: Arc::clone(&backend.name),
+        id,
+        eligible: false,
+        usable: false,
+        moves_away: false,
+        wanted_share: 0.0,
+        slots: 0,
+    }
+}
+
+impl Compiled {
+    fn add(
+        &mut self,
+        service: &ServiceSpec,
+        hash_key: u64,
+        placed: &Placed,
+        pool: &Pool,
+        mut leaving: Vec<CompiledBackend>,
+    ) {
+        let weights: BTreeMap<u16, u32> = placed.target.members.iter().map(|m| (m.id, m.weight)).collect();
+        let total: u64 = weights.values().map(|w| u64::from(*w)).sum();
+        let backend = |(member, name): (&Member, &Arc<str>)| CompiledBackend {
+            name: Arc::clone(name),
+            id: member.id,
+            eligible: pool.knowledge[&member.id].is_eligible(),
+            usable: pool.is_usable(member.id),
+            moves_away: placed.moves_from(member.id),
+            slots: placed.target.counts.get(&member.id).copied().unwrap_or(0),
+            // Without members there is no weight either, so nothing is divided by zero.
+            wanted_share: weights.get(&member.id).map_or(0.0, |w| f64::from(*w) / total as f64),
+        };
+        let backends = pool.all.iter().zip(&pool.names).map(backend).collect();
+        for backend in &mut leaving {
+            backend.moves_away = placed.moves_from(backend.id);
         }
+        self.tables.rings.insert(placed.base, Arc::clone(&placed.words));
+        let value = value(service, hash_key, placed);
+        for key in keys(service) {
+            self.tables.services.insert(key, value);
+        }
+        for listen in &service.listen {
+            self.tables.services.insert(ServiceKey::new(listen.address, 0, 0), Service::ADDRESS);
+        }
+        self.services.push(CompiledService {
+            name: Arc::clone(&service.name),
+            backends,
+            leaving,
+            ring_base: placed.base,
+            moving_slots: placed.moving(),
+            unsettled_slots: placed.unsettled(),
+            target: Arc::clone(&placed.target),
+            words: Arc::clone(&placed.words),
+        });
+    }
+}
+
+/// The service whose backends a ring in the maps names.
+fn owner_of(base: u32, words: &Ring, tables: &Tables) -> Option<Arc<str>> {
+    // A ring that no service names is on its way out, or never came in.
+    tables.services.values().find(|s| !s.is_address() && s.ring_base == base)?;
+    let ids = words.iter().flat_map(|word| [word.current(), word.previous()]);
+    ids.filter(|id| *id != 0).find_map(|id| records::service(tables.records.get(&id)?))
+}
+
+/// The map entry of a service.
+fn value(service: &ServiceSpec, hash_key: u64, placed: &Placed) -> Service {
+    let flags = [
+        (service.hash == HashMode::Client, SERVICE_HASH_CLIENT),
+        (service.tracking == Tracking::Always, SERVICE_TRACK_ALWAYS),
+        (service.tracking == Tracking::Never, SERVICE_TRACK_NEVER),
+        (service.on_all_down == OnAllDown::Reject, SERVICE_REJECT),
+    ];
+    Service {
+        hash_key,
+        ring_base: placed.base,
+        ring_size: placed.size,
+        forward: match service.forward {
+            Forward::L2 => FORWARD_L2,
+            Forward::Ipip => FORWARD_IPIP,
+        },
+        flags: flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum(),
+        reserved: [0; 6],
     }
 }
 
@@ -359,13 +454,16 @@ fn keys(service: &ServiceSpec) -> impl Iterator<Item = ServiceKey> + '_ {
 }
 
 /// The map entry of a backend.
-fn entry(address: IpAddr, route: Option<Route>) -> Backend {
+fn entry(address: IpAddr, knowledge: &Knowledge) -> Backend {
     let mut backend = Backend { flags: BACKEND_PRESENT, ..Backend::NONE };
     store(&mut backend.address, address);
     if address.is_ipv6() {
         backend.flags |= BACKEND_IPV6;
     }
-    if let Some(route) = route {
+    if knowledge.is_usable {
+        backend.flags |= BACKEND_USABLE;
+    }
+    if let Some(route) = knowledge.route {
         backend.flags |= BACKEND_ROUTED;
         backend.ifindex = route.ifindex;
         backend.next_hop = route.next_hop;

@@ -167,7 +167,7 @@ impl Dataplane for BpfMaps {
     }
 }
 
-fn map<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T, LoadError> {
+pub(super) fn map<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str) -> Result<T, LoadError> {
     let taken = ebpf.take_map(name).expect("the embedded object has the map: lb-ebpf defines it");
     T::try_from(taken).map_err(|e| load_error("open the BPF maps", &e))
 }

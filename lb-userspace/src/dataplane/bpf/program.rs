@@ -10,6 +10,7 @@ use std::{collections::BTreeMap, io};
 use super::{
     error::{AttachError, LoadError, chain, errno, load_error},
     maps::BpfMaps,
+    sweep::SweepParts,
 };
 use crate::{
     config::spec::{Limits, XdpMode as Wanted},
@@ -38,6 +39,7 @@ pub struct PacketRun {
 pub struct BpfProgram {
     ebpf: Ebpf,
     links: BTreeMap<u32, XdpLinkId>,
+    sweep: Option<SweepParts>,
 }
 
 /// Loads the program with maps of these sizes. Nothing is attached yet.
@@ -54,8 +56,10 @@ pub fn load(limits: &Limits) -> Result<(BpfMaps, BpfProgram), LoadError> {
         .load(objects::balancer()?)
         .map_err(|e| load_error("create the BPF maps", &e))?;
     program(&mut ebpf).load().map_err(|e| load_error("load the XDP program", &e))?;
+    // Before the controller's maps leave the object.
+    let sweep = Some(SweepParts::take(&mut ebpf, limits.slots)?);
     let maps = BpfMaps::take(&mut ebpf, limits.slots)?;
-    Ok((maps, BpfProgram { ebpf, links: BTreeMap::new() }))
+    Ok((maps, BpfProgram { ebpf, links: BTreeMap::new(), sweep }))
 }
 
 impl BpfProgram {
@@ -95,6 +99,11 @@ impl BpfProgram {
             // What can fail here is that the interface is gone, and the program with it.
             let _ = program(&mut self.ebpf).take_link(link).map(aya::programs::Link::detach);
         }
+    }
+
+    /// What the sweeper needs; there is one sweeper.
+    pub fn take_sweep_parts(&mut self) -> Option<SweepParts> {
+        self.sweep.take()
     }
 
     /// Runs the program on a packet that came in by `ingress` (an interface the program is attached to), or by `lo`.

@@ -109,6 +109,17 @@ pub struct ServiceSpec {
     pub backends: Vec<BackendSpec>,
 }
 
+impl ServiceSpec {
+    /// Whether a flow may be pinned although its slot does not move: UDP has no SYN to know a new one by.
+    pub fn pins_every_flow(&self) -> bool {
+        match self.tracking {
+            Tracking::Never => false,
+            Tracking::Always => true,
+            Tracking::Auto => self.listen.iter().any(|l| l.protocol == Protocol::Udp),
+        }
+    }
+}
+
 /// One (address, ports, protocol) that a service answers on. Displays as in the file: `192.0.2.10:80/tcp`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Listen {

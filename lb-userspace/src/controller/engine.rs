@@ -13,18 +13,24 @@ use std::{
 
 use lb_common::backend::BackendStats;
 
+use super::known::{Known, Verdict};
 use crate::{
-    config::spec::{AdminState, BackendSpec, Forward, ServiceSpec, Spec},
+    config::spec::{AdminState, BackendSpec, ServiceSpec, Spec},
     dataplane::{ApplyError, Dataplane},
-    health::{BackendRef, Health},
-    net::{NextHop, NextHopState},
+    flows::{BackendSet, RingView, SweepResult, SweepView},
+    health::{BackendRef, Health, Reason},
+    net::NextHopState,
     plan::{
         compile::most_of_a_family,
-        compile::{CapacityError, Compiled, Compiler, Knowledge, Route},
+        compile::{CapacityError, Compiled, CompiledBackend, Compiler, Input, Knowledge, Route},
         diff::{diff, services_go_first},
-        tables::{Op, Tables},
+        records::{self, Clock, Word},
+        ring::Identity,
+        tables::{Op, Tables, address},
     },
 };
+
+pub use super::known::backend_ref;
 
 /// Why the maps are not as they should be; tried again later.
 #[derive(Debug, thiserror::Error)]
@@ -40,15 +46,19 @@ pub enum ReconcileError {
 /// See the module.
 pub struct Engine {
     dataplane: Box<dyn Dataplane>,
-    spec: Arc<Spec>,
-    health: BTreeMap<BackendRef, Health>,
-    next_hops: BTreeMap<IpAddr, NextHopState>,
-    admin: BTreeMap<BackendRef, AdminState>,
-    /// Interfaces that the program is attached to: index and name.
-    devices: BTreeMap<u32, String>,
+    known: Known,
     compiler: Compiler,
+    clock: Clock,
     compiled: Compiled,
     applied: Tables,
+    /// What the last walk over the flow table found.
+    walk: Option<SweepResult>,
+    /// New pins refused so far, and when the last of them was noticed.
+    refused: (u64, Option<Instant>),
+    /// Backends that become eligible now were there all the time.
+    is_warm: bool,
+    /// Backends that have left were forgotten since anybody asked.
+    forgot: bool,
     /// Counters of backends that left, by service.
     left_behind: BTreeMap<Arc<str>, BackendStats>,
     /// Of which service each id in the maps is.
@@ -58,24 +68,49 @@ pub struct Engine {
 impl Engine {
     /// Knows nothing of the network and of health yet. `dataplane` is empty.
     pub fn new(spec: Arc<Spec>, dataplane: Box<dyn Dataplane>) -> Self {
+        let clock = Clock { instant: Instant::now(), monotonic_ns: monotonic_ns() };
         Self {
-            compiler: Compiler::new(&spec.limits),
+            compiler: Compiler::new(&spec.limits, clock),
+            clock,
             dataplane,
-            spec,
-            health: BTreeMap::new(),
-            next_hops: BTreeMap::new(),
-            admin: BTreeMap::new(),
-            devices: BTreeMap::new(),
+            known: Known::new(spec),
             compiled: Compiled { tables: Tables::default(), services: Vec::new() },
             applied: Tables::default(),
+            walk: None,
+            refused: (0, None),
+            is_warm: true,
+            forgot: false,
             left_behind: BTreeMap::new(),
             services_of: BTreeMap::new(),
         }
     }
 
+    /// Goes on from what another run of the controller left in the maps: ids, rings, verdicts, operators' words and
+    /// drains.
+    pub fn adopt(spec: Arc<Spec>, dataplane: Box<dyn Dataplane>, now: Instant) -> Result<Self, ApplyError> {
+        let mut engine = Self::new(spec, dataplane);
+        let tables = engine.dataplane.adopt()?;
+        engine.compiler.adopt(&tables, now);
+        let mut noted = Vec::new();
+        for (id, record) in &tables.records {
+            if let (Some(backend), Some(note)) = (tables.backends.get(id), records::noted(record, engine.clock)) {
+                engine.services_of.insert(*id, Arc::clone(&note.service));
+                noted.push((address(backend), note));
+            }
+        }
+        engine.known.adopt(noted, now);
+        engine.applied = tables;
+        Ok(engine)
+    }
+
     /// The configuration wanted.
     pub fn spec(&self) -> &Arc<Spec> {
-        &self.spec
+        self.known.spec()
+    }
+
+    /// What is known of the backends.
+    pub fn known(&self) -> &Known {
+        &self.known
     }
 
     /// What the last reconciliation compiled.
@@ -93,102 +128,77 @@ impl Engine {
         &*self.dataplane
     }
 
-    /// Another configuration is wanted. What is known of a server stays known as long as its service names it, under
-    /// whatever name; a server that took over another's name is another one.
-    pub fn set_spec(&mut self, spec: Arc<Spec>) {
-        (self.health, self.admin) = self.carried_over(&spec);
-        self.spec = spec;
-    }
-
-    /// What is known now, under the names of `spec`.
-    fn carried_over(&self, spec: &Spec) -> (BTreeMap<BackendRef, Health>, BTreeMap<BackendRef, AdminState>) {
-        let old: BTreeMap<Server, (BackendRef, AdminState)> = servers(&self.spec).collect();
-        let (mut health, mut admin) = (BTreeMap::new(), BTreeMap::new());
-        for (server, (key, state)) in servers(spec) {
-            let Some((old_key, old_state)) = old.get(&server) else { continue };
-            // The file wins where it changes a backend that an operator had put into another state.
-            let word = self.admin.get(old_key).filter(|_| state == *old_state);
-            admin.extend(word.map(|word| (key.clone(), *word)));
-            if *word.unwrap_or(&state) != AdminState::Disabled {
-                health.extend(self.health.get(old_key).map(|known| (key, *known)));
-            }
-        }
-        (health, admin)
+    /// Another configuration is wanted.
+    pub fn set_spec(&mut self, spec: Arc<Spec>, now: Instant) {
+        self.known.set_spec(spec, now);
     }
 
     /// The last verdict.
     pub fn health(&self, key: &BackendRef) -> Health {
-        self.health.get(key).copied().unwrap_or(Health::Unknown)
+        self.known.verdict(key).health
+    }
+
+    /// A verdict, of which only the health is told: who is down is dead.
+    pub fn set_health(&mut self, key: BackendRef, health: Health) {
+        let cause = match health {
+            Health::Unknown => Reason::Init,
+            Health::Up => Reason::None,
+            Health::Down => Reason::L4Timeout,
+        };
+        self.set_verdict(key, Verdict { health, cause });
     }
 
     /// A verdict.
-    pub fn set_health(&mut self, key: BackendRef, health: Health) {
-        self.health.insert(key, health);
+    pub fn set_verdict(&mut self, key: BackendRef, verdict: Verdict) {
+        self.known.set_verdict(key, verdict);
     }
 
     /// The next hops of all wanted addresses.
     pub fn set_next_hops(&mut self, next_hops: BTreeMap<IpAddr, NextHopState>) {
-        self.next_hops = next_hops;
+        self.known.set_next_hops(next_hops);
     }
 
     /// The interfaces that the program is attached to.
     pub fn set_devices(&mut self, devices: BTreeMap<u32, String>) {
-        self.devices = devices;
+        self.known.set_devices(devices);
     }
 
-    /// An operator's word, until the file says otherwise.
+    /// An operator's word about a backend of the file, until the file says otherwise.
     pub fn set_admin(&mut self, key: BackendRef, state: AdminState) {
-        if state == AdminState::Disabled {
-            // It is not probed from here on: what is known will be of the past when it is enabled.
-            self.health.remove(&key);
+        let spec = Arc::clone(self.spec());
+        let service = spec.services.iter().find(|s| s.name == key.service);
+        let backend = service.and_then(|s| s.backends.iter().find(|b| b.name == key.backend));
+        if let Some(backend) = backend {
+            self.known.set_word(key, Word { state, file: backend.state });
         }
-        self.admin.insert(key, state);
     }
 
     /// The administrative state in force.
     pub fn admin(&self, service: &ServiceSpec, backend: &BackendSpec) -> AdminState {
-        self.admin.get(&backend_ref(service, backend)).copied().unwrap_or(backend.state)
+        self.known.admin(service, backend)
     }
 
-    /// Why packets cannot be sent to a backend, if they cannot.
-    pub fn obstacle(&self, address: IpAddr) -> Option<String> {
-        match self.next_hops.get(&address) {
-            None | Some(NextHopState::Pending) => Some("its next hop is not known yet".into()),
-            Some(NextHopState::Unreachable(why)) => Some(format!("{address} {why}")),
-            Some(NextHopState::Resolved(hop)) if !self.devices.contains_key(&hop.ifindex) => Some(format!(
-                "{address} is behind {}, which is not among `interfaces`; add it there",
-                hop.interface
-            )),
-            Some(NextHopState::Resolved(hop))
-                if hop.source.is_unspecified() && self.is_tunnelled_to(address) =>
-            {
-                Some(format!("this host has no address to reach {address} from; give {} one", hop.interface))
-            }
-            Some(NextHopState::Resolved(_)) => None,
-        }
-    }
-
-    fn is_tunnelled_to(&self, address: IpAddr) -> bool {
-        let ipip = self.spec.services.iter().filter(|s| s.forward == Forward::Ipip);
-        ipip.flat_map(|s| &s.backends).any(|b| b.address == address)
-    }
-
-    /// Whether all wanted next hops have been answered, one way or the other.
-    pub fn next_hops_settled(&self) -> bool {
-        let pending =
-            |b: &BackendSpec| matches!(self.next_hops.get(&b.address), None | Some(NextHopState::Pending));
-        !self.spec.services.iter().flat_map(|s| &s.backends).any(pending)
+    /// From now on a backend that becomes eligible is new or has recovered, and starts slowly.
+    pub fn set_started(&mut self) {
+        self.is_warm = false;
     }
 
     /// Makes the maps what they should be. Answers how many operations that took.
     pub fn reconcile(&mut self, now: Instant) -> Result<usize, ReconcileError> {
-        let mut compiler = std::mem::replace(&mut self.compiler, Compiler::new(&self.spec.limits));
-        let known = |service: &ServiceSpec, backend: &BackendSpec| self.knowledge(service, backend);
-        let compiled = compiler.compile(&self.spec, &self.device_indexes(), &known, now);
-        self.compiler = compiler;
-        self.compiled = compiled?;
-        for (service, compiled) in self.spec.services.iter().zip(&self.compiled.services) {
-            for backend in &compiled.backends {
+        self.forgot |= self.known.pass_time(now);
+        self.note_refused(now);
+        let known = &self.known;
+        self.compiled = self.compiler.compile(&Input {
+            spec: known.spec(),
+            devices: known.devices().keys().copied().collect(),
+            known: &|service, backend| known.of_file(service, backend, now),
+            leaving: &|service| known.of_leaving(service, now),
+            refused_at: self.refused.1,
+            is_warm: self.is_warm,
+            now,
+        })?;
+        for service in &self.compiled.services {
+            for backend in service.backends.iter().chain(&service.leaving) {
                 self.services_of.insert(backend.id, Arc::clone(&service.name));
             }
         }
@@ -200,12 +210,77 @@ impl Engine {
         Ok(ops.len())
     }
 
+    /// A pin was refused since the last look: moves last longer.
+    fn note_refused(&mut self, now: Instant) {
+        match self.dataplane.refused_pins() {
+            Ok(refused) if refused != self.refused.0 => self.refused = (refused, Some(now)),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "read the count of refused pins"),
+        }
+    }
+
+    /// New pins that were refused, since the maps were made.
+    pub fn refused_pins(&self) -> u64 {
+        self.refused.0
+    }
+
+    /// Whether backends that had left were forgotten since the last call.
+    pub fn take_forgot(&mut self) -> bool {
+        std::mem::take(&mut self.forgot)
+    }
+
+    /// What a walk over the flow table has to know.
+    pub fn sweep_view(&self) -> SweepView {
+        let spec = self.spec();
+        let mut needs_walk = false;
+        let mut rings = Vec::with_capacity(spec.services.len());
+        for (service, compiled) in spec.services.iter().zip(&self.compiled.services) {
+            needs_walk |= compiled.unsettled_slots > 0 || service.pins_every_flow();
+            rings.push(RingView {
+                base: compiled.ring_base,
+                size: compiled.ring().len() as u32,
+                tracking: service.tracking,
+                idle_tcp_ns: service.idle_timeout.tcp.as_nanos() as u64,
+                idle_udp_ns: service.idle_timeout.udp.as_nanos() as u64,
+            });
+        }
+        rings.sort_by_key(|ring| ring.base);
+        let backends = self.compiled.services.iter().flat_map(|s| s.backends.iter().chain(&s.leaving));
+        let usable: BackendSet = backends.filter(|b| b.usable).map(|b| b.id).collect();
+        let udp_limit = u64::from(spec.limits.flows / 2);
+        SweepView { rings: rings.into(), usable: Arc::new(usable), udp_limit, needs_walk }
+    }
+
+    /// What a walk over the flow table found. Reconciling does what follows from it.
+    pub fn on_walk(&mut self, walk: SweepResult) {
+        self.compiler.rings_mut().settle(walk.started, |base| {
+            let pins = walk.slots(base);
+            (!pins.is_empty()).then_some(pins)
+        });
+        let compiled = &self.compiled;
+        let pins = |service: &ServiceSpec, backend: &BackendSpec| {
+            let left = compiled.services.iter().find(|s| s.name == service.name);
+            let is_it = |b: &&CompiledBackend| {
+                b.identity == Identity { address: backend.address, port: backend.port }
+            };
+            let left = left.and_then(|s| s.leaving.iter().find(is_it));
+            left.map_or(0, |b| walk.to_backend(b.id))
+        };
+        self.forgot |= self.known.note_pins(walk.started, pins);
+        self.walk = Some(walk);
+    }
+
+    /// What the last walk over the flow table found.
+    pub fn walk(&self) -> Option<&SweepResult> {
+        self.walk.as_ref()
+    }
+
     /// A nearly full map cannot hold the services that come beside those that go.
     fn make_room(&self, ops: Vec<Op>) -> Vec<Op> {
         let (applied, wanted) = (&self.applied.services, &self.compiled.tables.services);
         let coming = wanted.keys().filter(|key| !applied.contains_key(key));
         let at_once = most_of_a_family(applied.keys().chain(coming));
-        if at_once > self.spec.limits.services as usize { services_go_first(ops) } else { ops }
+        if at_once > self.spec().limits.services as usize { services_go_first(ops) } else { ops }
     }
 
     fn apply(&mut self, op: &Op) -> Result<(), ApplyError> {
@@ -229,55 +304,27 @@ impl Engine {
 
     /// What the tables would be with another spec once its new servers are up; the maps and this engine stay as they
     /// are.
-    pub fn preview(&self, spec: &Spec, now: Instant) -> Result<Compiled, CapacityError> {
-        let (health, admin) = self.carried_over(spec);
-        let probed: BTreeSet<Server> = servers(&self.spec)
-            .filter(|(_, (key, state))| self.admin.get(key).unwrap_or(state) != &AdminState::Disabled)
-            .map(|(server, _)| server)
-            .collect();
-        let known = |service: &ServiceSpec, backend: &BackendSpec| {
-            let key = backend_ref(service, backend);
-            let is_new = !probed.contains(&server(service, backend));
-            Knowledge {
-                admin: admin.get(&key).copied().unwrap_or(backend.state),
-                is_up: is_new || health.get(&key) == Some(&Health::Up),
-                route: self.route(service, backend.address).or(is_new.then_some(Route {
-                    ifindex: 0,
-                    next_hop: [0; 6],
-                    own: [0; 6],
-                    outer_source: backend.address,
-                })),
+    pub fn preview(&self, spec: &Arc<Spec>, now: Instant) -> Result<Compiled, CapacityError> {
+        let mut known = self.known.clone();
+        known.set_spec(Arc::clone(spec), now);
+        known.pass_time(now);
+        let probed: BTreeSet<_> =
+            self.known.probed().into_iter().map(|(service, _, address)| (&service.name, address)).collect();
+        let of_file = |service: &ServiceSpec, backend: &BackendSpec| {
+            let mut knowledge = known.of_file(service, backend, now);
+            if !probed.contains(&(&service.name, backend.address)) {
+                suppose_up(&mut knowledge, known.admin(service, backend), backend.address);
             }
+            knowledge
         };
-        self.compiler.clone().compile(spec, &self.device_indexes(), &known, now)
-    }
-
-    fn device_indexes(&self) -> BTreeSet<u32> {
-        self.devices.keys().copied().collect()
-    }
-
-    fn knowledge(&self, service: &ServiceSpec, backend: &BackendSpec) -> Knowledge {
-        Knowledge {
-            admin: self.admin(service, backend),
-            is_up: self.health.get(&backend_ref(service, backend)) == Some(&Health::Up),
-            route: self.route(service, backend.address),
-        }
-    }
-
-    fn route(&self, service: &ServiceSpec, address: IpAddr) -> Option<Route> {
-        let Some(NextHopState::Resolved(NextHop { ifindex, mac, source_mac, source, .. })) =
-            self.next_hops.get(&address)
-        else {
-            return None;
-        };
-        if source.is_unspecified() && service.forward == Forward::Ipip {
-            return None;
-        }
-        self.devices.contains_key(ifindex).then_some(Route {
-            ifindex: *ifindex,
-            next_hop: *mac,
-            own: *source_mac,
-            outer_source: *source,
+        self.compiler.clone().compile(&Input {
+            spec,
+            devices: known.devices().keys().copied().collect(),
+            known: &of_file,
+            leaving: &|service| known.of_leaving(service, now),
+            refused_at: self.refused.1,
+            is_warm: true,
+            now,
         })
     }
 
@@ -301,23 +348,21 @@ impl Engine {
     }
 }
 
-/// The name of a backend.
-pub fn backend_ref(service: &ServiceSpec, backend: &BackendSpec) -> BackendRef {
-    BackendRef { service: Arc::clone(&service.name), backend: Arc::clone(&backend.name) }
+/// Nothing is known of a server that nobody has probed: it may well be up.
+fn suppose_up(knowledge: &mut Knowledge, admin: AdminState, address: IpAddr) {
+    knowledge.takes_new = admin == AdminState::Active;
+    knowledge.route = knowledge.route.or(Some(Route {
+        ifindex: 0,
+        next_hop: [0; 6],
+        own: [0; 6],
+        outer_source: address,
+    }));
 }
 
-/// A server of a service, whatever it is called: service, address, port.
-type Server = (Arc<str>, IpAddr, Option<u16>);
-
-/// Each with its name and the state that the file wants.
-fn servers(spec: &Spec) -> impl Iterator<Item = (Server, (BackendRef, AdminState))> + '_ {
-    spec.services
-        .iter()
-        .flat_map(|s| s.backends.iter().map(move |b| (server(s, b), (backend_ref(s, b), b.state))))
-}
-
-fn server(service: &ServiceSpec, backend: &BackendSpec) -> Server {
-    (Arc::clone(&service.name), backend.address, backend.port)
+/// `CLOCK_MONOTONIC`, as the kernel's programs read it.
+fn monotonic_ns() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// The sum of two counters.

@@ -14,6 +14,7 @@
 pub mod attach;
 pub mod counters;
 pub mod engine;
+pub mod known;
 pub mod reload;
 mod requests;
 pub mod start;
@@ -29,6 +30,7 @@ use self::{
     attach::{Attach, Attachments, Change},
     counters::Counters,
     engine::{Engine, backend_ref},
+    known::Verdict,
     start::Options,
 };
 use crate::{
@@ -39,8 +41,9 @@ use crate::{
     config::{
         Loaded,
         consent::{self, Consent},
-        spec::{AdminState, Spec},
+        spec::{AdminState, HealthSpec, Spec},
     },
+    flows::{SweepResult, SweepView},
     health::{BackendRef, Health, HealthChecks, HealthEvent, Target},
     net::{LinkInfo, NetEvent, NetHandle},
 };
@@ -69,6 +72,8 @@ pub struct Controller {
     started: Instant,
     retry_at: Option<Instant>,
     retry_delay: Duration,
+    /// Whole walks over the flow table.
+    sweeps: u64,
     /// The last failure, so that it is said once.
     failure: Option<String>,
 }
@@ -100,6 +105,7 @@ impl Controller {
             started: now,
             retry_at: None,
             retry_delay: RETRY_FIRST,
+            sweeps: 0,
             failure: None,
         };
         controller.follow_spec();
@@ -125,24 +131,19 @@ impl Controller {
     /// Probes and next hops follow the configuration.
     fn follow_spec(&mut self) {
         let spec = Arc::clone(self.engine.spec());
-        let addresses: BTreeSet<_> =
+        let known = self.engine.known();
+        let health: BTreeMap<&str, Arc<HealthSpec>> =
+            spec.services.iter().map(|s| (&*s.name, Arc::new(s.health.clone()))).collect();
+        let mut addresses: BTreeSet<_> =
             spec.services.iter().flat_map(|s| &s.backends).map(|b| b.address).collect();
-        self.net.set_wanted(addresses);
         let mut targets = Vec::new();
-        for service in &spec.services {
-            let health = Arc::new(service.health.clone());
-            for backend in &service.backends {
-                // A disabled server may be switched off; probing it tells nothing that anyone wants to know.
-                if self.engine.admin(service, backend) != AdminState::Disabled {
-                    targets.push(Target {
-                        key: backend_ref(service, backend),
-                        address: backend.address,
-                        spec: Arc::clone(&health),
-                        initial: None,
-                    });
-                }
-            }
+        for (service, key, address) in known.probed() {
+            addresses.insert(address);
+            let Verdict { health: last, cause } = known.verdict(&key);
+            let initial = (last != Health::Unknown).then_some((last, cause));
+            targets.push(Target { key, address, spec: Arc::clone(&health[&*service.name]), initial });
         }
+        self.net.set_wanted(addresses);
         self.checks.set_targets(targets);
         self.follow_interfaces();
     }
@@ -177,13 +178,14 @@ impl Controller {
     fn obstacles(&self) -> BTreeMap<std::net::IpAddr, Option<String>> {
         let spec = self.engine.spec();
         let addresses = spec.services.iter().flat_map(|s| &s.backends).map(|b| b.address);
-        addresses.map(|address| (address, self.engine.obstacle(address))).collect()
+        addresses.map(|address| (address, self.engine.known().obstacle(address))).collect()
     }
 
     /// Verdicts.
     pub fn on_health(&mut self, news: Vec<HealthEvent>) {
         for event in news {
-            self.engine.set_health(event.key.clone(), event.health);
+            let verdict = Verdict { health: event.health, cause: event.cause };
+            self.engine.set_verdict(event.key.clone(), verdict);
             if event.changed {
                 let detail = event.detail.as_str();
                 let detail = if detail.is_empty() { String::new() } else { format!(", {detail}") };
@@ -199,7 +201,7 @@ impl Controller {
 
     /// Whether every backend has had a verdict and every next hop an answer.
     pub fn is_settled(&self) -> bool {
-        self.has_verdicts() && self.engine.next_hops_settled()
+        self.has_verdicts() && self.engine.known().next_hops_settled()
     }
 
     /// Whether every backend that is probed has had a verdict, and the tables rest on it: the probes may know more.
@@ -213,7 +215,11 @@ impl Controller {
 
     /// Brings the maps in line with what is known. A failure is retried later, see [`Self::retry_at`].
     pub fn reconcile(&mut self, now: Instant) -> bool {
-        match self.engine.reconcile(now) {
+        let result = self.engine.reconcile(now);
+        if self.engine.take_forgot() {
+            self.follow_spec();
+        }
+        match result {
             Ok(_) => {
                 if self.failure.take().is_some() {
                     self.event(EventKind::Dataplane, None, "the maps are as they should be again".into());
@@ -246,6 +252,22 @@ impl Controller {
             Ok(stats) => self.counters.add(now, ids.into_iter().zip(stats).collect()),
             Err(error) => tracing::warn!(%error, "read the counters"),
         }
+    }
+
+    /// What the next walk over the flow table has to know.
+    pub fn sweep_view(&self) -> SweepView {
+        self.engine.sweep_view()
+    }
+
+    /// What a walk over the flow table found.
+    pub fn on_walk(&mut self, walk: SweepResult) {
+        self.sweeps += 1;
+        self.engine.on_walk(walk);
+    }
+
+    /// The first verdicts are in the tables: who comes up from now on starts slowly.
+    pub fn set_started(&mut self) {
+        self.engine.set_started();
     }
 
     /// Compares with the kernel's maps; what differs is reported, and mended by the reconciliation that follows.
@@ -295,7 +317,8 @@ impl Controller {
             self.held.clone_from(&reply.held);
             return;
         }
-        let after = match self.engine.preview(&loaded.spec, now) {
+        let new = Arc::new(loaded.spec);
+        let after = match self.engine.preview(&new, now) {
             Ok(after) => after,
             Err(error) => {
                 self.event(EventKind::Config, None, format!("refused: {error}"));
@@ -304,21 +327,21 @@ impl Controller {
                 return;
             }
         };
-        let plan = reload::plan(&old, &loaded.spec, self.engine.compiled(), &after, |_| false);
+        let plan = reload::plan(&old, &new, self.engine.compiled(), &after, |_| false);
         reply.changes = reload::lines(&plan);
-        if old.admin != loaded.spec.admin {
+        if old.admin != new.admin {
             reply.warnings.push("a change of `admin` takes effect at the next start".into());
         }
         (self.last_error, reply.applied) = (None, true);
         self.held.clear();
-        if *old == loaded.spec {
+        if *old == *new {
             return;
         }
         self.generation += 1;
         let changes =
             if reply.changes.is_empty() { "no service changed".into() } else { reply.changes.join("; ") };
         self.event(EventKind::Config, None, format!("generation {}: {changes}", self.generation));
-        self.engine.set_spec(Arc::new(loaded.spec));
+        self.engine.set_spec(new, now);
         self.follow_spec();
         self.reconcile(now);
     }

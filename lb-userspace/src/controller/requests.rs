@@ -23,10 +23,11 @@ impl Controller {
             Err(errors) => return PlanReply { errors: vec![errors.to_string()], ..PlanReply::default() },
         };
         let old = self.engine.spec();
-        match self.engine.preview(&loaded.spec, now) {
+        let new = Arc::new(loaded.spec);
+        match self.engine.preview(&new, now) {
             Ok(after) => {
                 let compiled = self.engine.compiled();
-                let plan = reload::plan(old, &loaded.spec, compiled, &after, |s| self.has_traffic(s));
+                let plan = reload::plan(old, &new, compiled, &after, |s| self.has_traffic(s));
                 PlanReply { warnings: loaded.warnings.iter().map(ToString::to_string).collect(), ..plan }
             }
             Err(error) => PlanReply { errors: vec![error.to_string()], ..PlanReply::default() },
@@ -45,9 +46,7 @@ impl Controller {
         let service =
             found.ok_or_else(|| AdminError::NotFound(format!("there is no service `{service}`")))?;
         let found = service.backends.iter().find(|b| &*b.name == backend);
-        let backend = found.ok_or_else(|| {
-            AdminError::NotFound(format!("service `{}` has no backend `{backend}`", service.name))
-        })?;
+        let Some(backend) = found else { return self.set_admin_of_leaving(service, backend, state) };
         let key = backend_ref(service, backend);
         let changed = self.engine.admin(service, backend) != state;
         let mut notes = Vec::new();
@@ -68,6 +67,24 @@ impl Controller {
             }
         }
         Ok(AdminReply { changed, state, notes })
+    }
+
+    /// A backend that left the file drains anyway; nothing else can be asked of it.
+    fn set_admin_of_leaving(
+        &self,
+        service: &ServiceSpec,
+        backend: &str,
+        state: AdminState,
+    ) -> Result<AdminReply, AdminError> {
+        let is_leaving = self.engine.known().leaving_of(service).iter().any(|left| &*left.spec.name == backend);
+        if !is_leaving {
+            let text = format!("service `{}` has no backend `{backend}`", service.name);
+            return Err(AdminError::NotFound(text));
+        }
+        if state == AdminState::Drain {
+            return Ok(AdminReply { changed: false, state, notes: vec!["it is leaving: it drains".into()] });
+        }
+        Err(AdminError::Refused(format!("{}/{backend} has left the file and drains; put it back there", service.name)))
     }
 
     fn compiled(&self, service: &ServiceSpec) -> &[CompiledBackend] {
@@ -93,6 +110,17 @@ impl Controller {
                 drop(reply.send(self.set_admin((&service, &backend), state, force, now)));
             }
             Request::Events { since, reply } => drop(reply.send(self.events.since(since))),
+        }
+    }
+
+    fn flows(&self, now: Instant) -> FlowStatus {
+        let walk = self.engine.walk();
+        FlowStatus {
+            pins: walk.map_or(0, |walk| walk.left),
+            limit: self.engine.spec().limits.flows,
+            refused: self.engine.refused_pins(),
+            swept_s: walk.map(|walk| now.saturating_duration_since(walk.started).as_secs_f64()),
+            sweeps: self.sweeps,
         }
     }
 
@@ -123,7 +151,7 @@ impl Controller {
                 pid: std::process::id(),
                 guard: Vec::new(),
             },
-            flows: FlowStatus { limit: self.engine.spec().limits.flows, ..FlowStatus::default() },
+            flows: self.flows(now),
         }
     }
 }

@@ -8,10 +8,11 @@ use super::{
     attach::Attachments,
     counters::{Counters, Rates},
     engine::{self, Engine, backend_ref},
+    known::Leaving,
 };
 use crate::{
     api::model::{self, BackendStatus, InterfaceMode, InterfaceStatus, Outcomes, ServiceStatus},
-    config::spec::{BackendSpec, ServiceSpec},
+    config::spec::{AdminState, BackendSpec, ServiceSpec},
     health::{BackendHealth, BackendRef, Health, Reason},
     plan::compile::{CompiledBackend, CompiledService},
 };
@@ -53,33 +54,25 @@ fn service(
     counters: &Counters,
     now: Instant,
 ) -> ServiceStatus {
-    let rates: Vec<Option<Rates>> = compiled.backends.iter().map(|b| counters.rates(b.id)).collect();
-    let sum_of = |get: fn(&Rates) -> f64| {
-        let known: Vec<f64> = rates.iter().flatten().map(get).collect();
-        (!known.is_empty()).then(|| known.iter().sum::<f64>())
-    };
+    let all = || compiled.backends.iter().chain(&compiled.leaving);
+    let rates: Vec<Rates> = all().filter_map(|b| counters.rates(b.id)).collect();
+    let sum_of = |get: fn(&Rates) -> f64| (!rates.is_empty()).then(|| rates.iter().map(get).sum::<f64>());
     let connections_per_s = sum_of(|r| r.connections);
-    let backends: Vec<BackendStatus> = spec
-        .backends
-        .iter()
-        .zip(&compiled.backends)
-        .map(|(b, c)| {
-            let share = |rates: Rates| {
-                connections_per_s.filter(|total| *total > 0.0).map(|total| rates.connections / total)
-            };
-            let rates = counters.rates(c.id);
-            BackendStatus {
-                real_share: rates.and_then(share),
-                packets_per_s: rates.map(|r| r.packets),
-                ..backend(engine, (spec, b), c, health.get(&backend_ref(spec, b)), counters.last(c.id), now)
-            }
-        })
-        .collect();
-    let total = compiled
-        .backends
-        .iter()
-        .map(|b| counters.last(b.id))
-        .fold(engine.left_behind(&spec.name), engine::add);
+    let shown = |backend: &Subject<'_>| {
+        let share =
+            |rates: Rates| connections_per_s.filter(|total| *total > 0.0).map(|total| rates.connections / total);
+        let rates = counters.rates(backend.compiled.id);
+        BackendStatus {
+            real_share: rates.and_then(share),
+            packets_per_s: rates.map(|r| r.packets),
+            ..backend.status(engine, health.get(&backend.key), counters.last(backend.compiled.id), now)
+        }
+    };
+    let backends = spec.backends.iter().zip(&compiled.backends).map(|(b, c)| Subject::of_file(engine, spec, b, c));
+    let left = engine.known().leaving_of(spec).iter().zip(&compiled.leaving);
+    let leaving = left.map(|(left, c)| Subject::leaving(spec, left, c));
+    let total = all().map(|b| counters.last(b.id)).fold(engine.left_behind(&spec.name), engine::add);
+    let pins = |b: &CompiledBackend| engine.walk().map_or(0, |walk| walk.to_backend(b.id));
     ServiceStatus {
         name: spec.name.to_string(),
         listen: spec.listen.iter().map(ToString::to_string).collect(),
@@ -89,54 +82,86 @@ fn service(
         packets: total.packets,
         bytes: total.bytes,
         connections: total.connections,
-        moving_slots: 0,
-        pins: 0,
+        moving_slots: compiled.moving_slots,
+        pins: all().map(pins).sum(),
         eligible: compiled.backends.iter().filter(|b| b.eligible).count() as u32,
-        backends,
-        leaving: Vec::new(),
+        backends: backends.map(|b| shown(&b)).collect(),
+        leaving: leaving.map(|b| shown(&b)).collect(),
         packets_per_s: sum_of(|r| r.packets),
         bytes_per_s: sum_of(|r| r.bytes),
         connections_per_s,
     }
 }
 
-fn backend(
-    engine: &Engine,
-    (service, spec): (&ServiceSpec, &BackendSpec),
-    compiled: &CompiledBackend,
-    health: Option<&BackendHealth>,
-    sent: BackendStats,
-    now: Instant,
-) -> BackendStatus {
-    // What stands in the way on our side comes first: the probes only see its consequence.
-    let detail = engine
-        .obstacle(spec.address)
-        .or_else(|| health.map(|h| h.detail.as_str().to_owned()).filter(|detail| !detail.is_empty()));
-    BackendStatus {
-        name: spec.name.to_string(),
-        address: spec.address,
-        port: spec.port,
-        weight: spec.weight,
-        state: engine.admin(service, spec),
-        // What the tables rest on; the probes may know more by now.
-        health: match engine.health(&backend_ref(service, spec)) {
-            Health::Up => model::Health::Up,
-            Health::Down => model::Health::Down,
-            Health::Unknown => model::Health::Unknown,
-        },
-        reason: health.map_or(Reason::Init, |h| h.reason).to_string(),
-        since_s: health.map_or(0.0, |h| now.saturating_duration_since(h.since).as_secs_f64()),
-        slots: compiled.slots,
-        packets: sent.packets,
-        bytes: sent.bytes,
-        connections: sent.connections,
-        pins: 0,
-        wanted_share: compiled.wanted_share,
-        real_share: None,
-        packets_per_s: None,
-        detail,
-        draining_s: None,
-        drain_left_s: None,
+/// A backend that is shown, of the file or leaving.
+struct Subject<'a> {
+    service: &'a ServiceSpec,
+    spec: &'a BackendSpec,
+    compiled: &'a CompiledBackend,
+    /// The name it is probed under.
+    key: BackendRef,
+    state: AdminState,
+    drain_since: Option<Instant>,
+}
+
+impl<'a> Subject<'a> {
+    fn of_file(
+        engine: &Engine,
+        service: &'a ServiceSpec,
+        spec: &'a BackendSpec,
+        compiled: &'a CompiledBackend,
+    ) -> Self {
+        let key = backend_ref(service, spec);
+        let drain_since = engine.known().drain_since(&key);
+        Self { service, spec, compiled, key, state: engine.admin(service, spec), drain_since }
+    }
+
+    fn leaving(service: &'a ServiceSpec, left: &'a Leaving, compiled: &'a CompiledBackend) -> Self {
+        let (key, drain_since) = (left.key.clone(), Some(left.since));
+        Self { service, spec: &left.spec, compiled, key, state: AdminState::Drain, drain_since }
+    }
+
+    fn status(
+        &self,
+        engine: &Engine,
+        health: Option<&BackendHealth>,
+        sent: BackendStats,
+        now: Instant,
+    ) -> BackendStatus {
+        let spec = self.spec;
+        // What stands in the way on our side comes first: the probes only see its consequence.
+        let detail = engine
+            .known()
+            .obstacle(spec.address)
+            .or_else(|| health.map(|h| h.detail.as_str().to_owned()).filter(|detail| !detail.is_empty()));
+        let draining = self.drain_since.map(|since| now.saturating_duration_since(since));
+        BackendStatus {
+            name: spec.name.to_string(),
+            address: spec.address,
+            port: spec.port,
+            weight: spec.weight,
+            state: self.state,
+            // What the tables rest on; the probes may know more by now.
+            health: match engine.health(&self.key) {
+                Health::Up => model::Health::Up,
+                Health::Down => model::Health::Down,
+                Health::Unknown => model::Health::Unknown,
+            },
+            reason: health.map_or(Reason::Init, |h| h.reason).to_string(),
+            since_s: health.map_or(0.0, |h| now.saturating_duration_since(h.since).as_secs_f64()),
+            slots: self.compiled.slots,
+            packets: sent.packets,
+            bytes: sent.bytes,
+            connections: sent.connections,
+            pins: engine.walk().map_or(0, |walk| walk.to_backend(self.compiled.id)),
+            wanted_share: self.compiled.wanted_share,
+            real_share: None,
+            packets_per_s: None,
+            detail,
+            draining_s: draining.map(|for_so_long| for_so_long.as_secs_f64()),
+            drain_left_s: draining
+                .map(|for_so_long| self.service.drain_timeout.saturating_sub(for_so_long).as_secs_f64()),
+        }
     }
 }
 

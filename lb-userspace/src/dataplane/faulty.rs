@@ -32,6 +32,14 @@ impl<D: Dataplane> Dataplane for Faulty<D> {
         self.inner.snapshot(expected)
     }
 
+    fn adopt(&self) -> Result<Tables, ApplyError> {
+        self.inner.adopt()
+    }
+
+    fn refused_pins(&self) -> Result<u64, ApplyError> {
+        self.inner.refused_pins()
+    }
+
     fn backend_stats(&self, ids: &[u16]) -> Result<Vec<BackendStats>, ApplyError> {
         self.inner.backend_stats(ids)
     }

@@ -66,6 +66,14 @@ impl Dataplane for Memory {
         Ok(self.tables())
     }
 
+    fn adopt(&self) -> Result<Tables, ApplyError> {
+        Ok(self.tables())
+    }
+
+    fn refused_pins(&self) -> Result<u64, ApplyError> {
+        Ok(0)
+    }
+
     fn backend_stats(&self, ids: &[u16]) -> Result<Vec<BackendStats>, ApplyError> {
         Ok(vec![BackendStats::default(); ids.len()])
     }

@@ -29,6 +29,12 @@ pub trait Dataplane: Send {
     /// What the maps hold of what `expected` names, and everything that it does not name: for drift and orphans.
     fn snapshot(&self, expected: &Tables) -> Result<Tables, ApplyError>;
 
+    /// Everything that the maps hold: of another run of the controller.
+    fn adopt(&self) -> Result<Tables, ApplyError>;
+
+    /// New pins that were refused since the maps were made, over all CPUs.
+    fn refused_pins(&self) -> Result<u64, ApplyError>;
+
     /// What has been sent to these backends since each was put, over all CPUs.
     fn backend_stats(&self, ids: &[u16]) -> Result<Vec<BackendStats>, ApplyError>;
 

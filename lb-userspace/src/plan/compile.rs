@@ -24,6 +24,7 @@ use super::{
     ring::{Identity, Member},
     rings::{Placed, Rings, Target, Wish},
     slots::NoRoom,
+    slow_start::{LEVELS, SlowStart, Starter},
     tables::{Ring, ServiceKey, Tables, address},
 };
 use crate::config::spec::{
@@ -59,8 +60,6 @@ pub struct Knowledge {
     pub drain_is_over: bool,
     /// Takes connections when nobody may and the service says `use_all`.
     pub is_last_resort: bool,
-    /// Its weight in force: what the file says, or less in a slow start.
-    pub weight: u32,
     /// The way to it, if there is one.
     pub route: Option<Route>,
     /// For the next run of the controller.
@@ -89,6 +88,8 @@ pub struct Input<'a> {
     pub leaving: &'a dyn Fn(&ServiceSpec) -> Vec<Known<'a>>,
     /// When a new pin was last refused.
     pub refused_at: Option<Instant>,
+    /// Backends that become eligible now were there all the time: no slow start for them.
+    pub is_warm: bool,
     /// The time.
     pub now: Instant,
 }
@@ -162,6 +163,8 @@ pub struct CompiledBackend {
     pub name: Arc<str>,
     /// Its id in the kernel.
     pub id: u16,
+    /// What makes it that server.
+    pub identity: Identity,
     /// May take new connections.
     pub eligible: bool,
     /// Flows may go to it.
@@ -179,6 +182,7 @@ pub struct CompiledBackend {
 pub struct Compiler {
     ids: Ids,
     rings: Rings,
+    slow_start: SlowStart,
     /// Entries that the map of services of one family has.
     services: u32,
     clock: Clock,
@@ -190,6 +194,7 @@ impl Compiler {
         Self {
             ids: Ids::new(limits.backends, ID_QUARANTINE),
             rings: Rings::new(limits.slots),
+            slow_start: SlowStart::default(),
             services: limits.services,
             clock,
         }
@@ -230,6 +235,8 @@ impl Compiler {
     pub fn settle(&mut self, applied: &Tables, now: Instant) {
         self.ids.retain(&applied.backends.keys().copied().collect(), now);
         self.rings.forget_unused(applied);
+        let ids = &self.ids;
+        self.slow_start.retain(|owner| ids.has(owner));
     }
 
     /// The rings, for what the sweeper found.
@@ -248,7 +255,8 @@ impl Compiler {
         for backend in &service.backends {
             let knowledge = (input.known)(service, backend);
             let id = self.enter(service, backend, &knowledge, input.now, compiled)?;
-            pool.add(id, backend, knowledge);
+            let tenths = self.tenths(service, backend, &knowledge, input);
+            pool.add(id, backend, knowledge, tenths);
         }
         let mut leaving = Vec::new();
         for (backend, knowledge) in (input.leaving)(service) {
@@ -258,14 +266,14 @@ impl Compiler {
         }
         let members = pool.members(service);
         // Whoever takes connections is not dead to those it has, whatever the probes say.
-        for member in &members {
-            compiled.tables.backends.entry(member.id).and_modify(|b| b.flags |= BACKEND_USABLE);
+        for starter in &members {
+            compiled.tables.backends.entry(starter.member.id).and_modify(|b| b.flags |= BACKEND_USABLE);
         }
         let usable = pool.usable(&members);
         let wish = Wish {
             name: &service.name,
             size: service.ring_size,
-            pool: pool.all.clone(),
+            pool: pool.all.iter().map(|starter| starter.member).collect(),
             members,
             usable,
             moves: moves(service),
@@ -280,6 +288,26 @@ impl Compiler {
         Ok(())
     }
 
+    /// How much of a backend's weight is in force.
+    fn tenths(
+        &mut self,
+        service: &ServiceSpec,
+        backend: &BackendSpec,
+        knowledge: &Knowledge,
+        input: &Input<'_>,
+    ) -> u32 {
+        if service.slow_start.is_zero() {
+            return LEVELS;
+        }
+        let owner = owner(service, backend);
+        if knowledge.is_eligible() {
+            self.slow_start.note_eligible(&owner, service.slow_start, input.is_warm, input.now);
+        } else {
+            self.slow_start.note_away(&owner);
+        }
+        self.slow_start.level(&owner, service.slow_start, input.now).tenths
+    }
+
     /// The backend's entries, under its id.
     fn enter(
         &mut self,
@@ -289,13 +317,20 @@ impl Compiler {
         now: Instant,
         compiled: &mut Compiled,
     ) -> Result<u16, NoId> {
-        let identity = Identity { address: backend.address, port: backend.port };
-        let id = self.ids.get(&Owner { service: Arc::clone(&service.name), identity }, now)?;
+        let id = self.ids.get(&owner(service, backend), now)?;
         compiled.tables.backends.insert(id, entry(backend.address, knowledge));
         let record = records::record(service, backend, &knowledge.note, self.clock);
         compiled.tables.records.insert(id, Box::new(record));
         Ok(id)
     }
+}
+
+fn owner(service: &ServiceSpec, backend: &BackendSpec) -> Owner {
+    Owner { service: Arc::clone(&service.name), identity: identity(backend) }
+}
+
+fn identity(backend: &BackendSpec) -> Identity {
+    Identity { address: backend.address, port: backend.port }
 }
 
 /// Whether a service's slots move. UDP flows are pinned wherever they are first seen, and untracked ones nowhere.
@@ -306,17 +341,17 @@ fn moves(service: &ServiceSpec) -> bool {
 /// The backends of a service while it is compiled.
 #[derive(Default)]
 struct Pool {
-    /// In the spec's order, at their weight.
-    all: Vec<Member>,
+    /// In the spec's order.
+    all: Vec<Starter>,
     names: Vec<Arc<str>>,
     /// By id, leaving ones included.
     knowledge: BTreeMap<u16, Knowledge>,
 }
 
 impl Pool {
-    fn add(&mut self, id: u16, backend: &BackendSpec, knowledge: Knowledge) {
-        let identity = Identity { address: backend.address, port: backend.port };
-        self.all.push(Member { id, identity, weight: knowledge.weight });
+    fn add(&mut self, id: u16, backend: &BackendSpec, knowledge: Knowledge, tenths: u32) {
+        let member = Member { id, identity: identity(backend), weight: backend.weight };
+        self.all.push(Starter { member, tenths });
         self.names.push(Arc::clone(&backend.name));
         self.knowledge.insert(id, knowledge);
     }
@@ -326,9 +361,9 @@ impl Pool {
     }
 
     /// Those that take new connections.
-    fn members(&self, service: &ServiceSpec) -> Vec<Member> {
-        let those = |takes: fn(&Knowledge) -> bool| -> Vec<Member> {
-            self.all.iter().filter(|m| takes(&self.knowledge[&m.id])).copied().collect()
+    fn members(&self, service: &ServiceSpec) -> Vec<Starter> {
+        let those = |takes: fn(&Knowledge) -> bool| -> Vec<Starter> {
+            self.all.iter().filter(|s| takes(&self.knowledge[&s.member.id])).copied().collect()
         };
         let eligible = those(Knowledge::is_eligible);
         if eligible.is_empty() && service.on_all_down == OnAllDown::UseAll {
@@ -337,9 +372,9 @@ impl Pool {
         eligible
     }
 
-    fn usable(&self, members: &[Member]) -> BTreeSet<u16> {
+    fn usable(&self, members: &[Starter]) -> BTreeSet<u16> {
         let usable = self.knowledge.iter().filter(|(_, k)| k.is_usable).map(|(id, _)| *id);
-        usable.chain(members.iter().map(|m| m.id)).collect()
+        usable.chain(members.iter().map(|s| s.member.id)).collect()
     }
 }
 
@@ -347,6 +382,7 @@ fn fresh(id: u16, backend: &BackendSpec) -> CompiledBackend {
     CompiledBackend {
         name: Arc::clone(&backend.name),
         id,
+        identity: identity(backend),
         eligible: false,
         usable: false,
         moves_away: false,
@@ -364,11 +400,13 @@ impl Compiled {
         pool: &Pool,
         mut leaving: Vec<CompiledBackend>,
     ) {
-        let weights: BTreeMap<u16, u32> = placed.target.members.iter().map(|m| (m.id, m.weight)).collect();
+        let weights: BTreeMap<u16, u32> =
+            placed.target.members.iter().map(|s| (s.member.id, s.weight_in_force())).collect();
         let total: u64 = weights.values().map(|w| u64::from(*w)).sum();
-        let backend = |(member, name): (&Member, &Arc<str>)| CompiledBackend {
+        let backend = |(Starter { member, .. }, name): (&Starter, &Arc<str>)| CompiledBackend {
             name: Arc::clone(name),
             id: member.id,
+            identity: member.identity,
             eligible: pool.knowledge[&member.id].is_eligible(),
             usable: pool.is_usable(member.id),
             moves_away: placed.moves_from(member.id),

@@ -84,6 +84,11 @@ impl Ids {
         });
     }
 
+    /// Whether it has one.
+    pub fn has(&self, owner: &Owner) -> bool {
+        self.owners.contains_key(owner)
+    }
+
     /// Who has an id.
     pub fn owners(&self) -> impl Iterator<Item = (&Owner, u16)> {
         self.owners.iter().map(|(owner, id)| (owner, *id))

@@ -5,7 +5,7 @@
 //! ```
 //!
 //! `ids.rs` keeps backend ids stable, `slots.rs` gives each ring its place, `ring.rs` says who is to have each slot,
-//! `rings.rs` leads the slots there without losing a connection, `records.rs` writes down what a restart has to know,
+//! `rings.rs` leads the slots there without losing a connection, `slow_start.rs` raises weights in steps, `records.rs` writes down what a restart has to know,
 //! `compile.rs` puts the tables together, `diff.rs` orders the operations: make before break.
 
 pub mod compile;
@@ -15,4 +15,5 @@ pub mod records;
 pub mod ring;
 pub mod rings;
 pub mod slots;
+pub mod slow_start;
 pub mod tables;

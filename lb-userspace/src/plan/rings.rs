@@ -16,6 +16,7 @@ use lb_common::slot::Slot;
 use super::{
     ring::{self, Member},
     slots::{NoRoom, SlotSpace},
+    slow_start::{self, Starter},
     tables::{Ring, Tables},
 };
 use crate::flows::SETTLE_AFTER;
@@ -29,7 +30,7 @@ pub struct Wish<'a> {
     /// All of its backends.
     pub pool: Vec<Member>,
     /// Those that may take new connections.
-    pub members: Vec<Member>,
+    pub members: Vec<Starter>,
     /// Ids of those that are not dead, leaving ones included.
     pub usable: BTreeSet<u16>,
     /// Whether its slots move: some of its flows are known by a SYN, and pinned only while they have to be.
@@ -64,7 +65,7 @@ struct Whole {
 #[derive(Debug)]
 pub struct Target {
     /// Those that have slots.
-    pub members: Vec<Member>,
+    pub members: Vec<Starter>,
     /// Slots by backend id.
     pub counts: BTreeMap<u16, u32>,
     ids: Vec<u16>,
@@ -98,8 +99,8 @@ pub struct Rings {
 }
 
 impl Target {
-    fn new(whole: &Whole, members: Vec<Member>) -> Self {
-        let ids = ring::refill(&whole.ids, &members);
+    fn new(whole: &Whole, members: Vec<Starter>) -> Self {
+        let ids = slow_start::fill(&whole.ids, &members);
         // Counted in a flat table: this runs within the millisecond that a verdict has.
         let mut counts = vec![0u32; usize::from(ids.iter().copied().max().unwrap_or(0)) + 1];
         for id in &ids {
@@ -111,7 +112,10 @@ impl Target {
 
     /// Equal on balancers that choose alike; see [`ring::table_checksum`].
     pub fn checksum(&self) -> &str {
-        self.checksum.get_or_init(|| ring::table_checksum(&self.ids, &self.members))
+        self.checksum.get_or_init(|| {
+            let members: Vec<Member> = self.members.iter().map(|starter| starter.member).collect();
+            ring::table_checksum(&self.ids, &members)
+        })
     }
 }
 

@@ -7,7 +7,9 @@ use aya::{
 use lb_common::{
     abi::maps,
     backend::{BACKEND_PRESENT, Backend, BackendStats},
+    flow::PinStats,
     outcome::Outcome,
+    record::Record,
     service::{Service, ServiceKey4, ServiceKey6},
     slot::Slot,
 };
@@ -16,7 +18,7 @@ use std::{collections::BTreeSet, error::Error, os::fd::AsFd as _, sync::atomic::
 use super::error::{LoadError, chain, errno, load_error};
 use crate::{
     dataplane::{ApplyError, Dataplane, mmap::SlotMemory},
-    plan::tables::{Op, ServiceKey, Tables},
+    plan::tables::{Op, Ring, ServiceKey, Tables},
 };
 
 /// The kernel's maps. They live as long as this, or as a program that uses them.
@@ -28,6 +30,8 @@ pub struct BpfMaps {
     stats: PerCpuArray<MapData, BackendStats>,
     outcomes: PerCpuArray<MapData, u64>,
     devices: DevMapHash<MapData>,
+    records: Array<MapData, Record>,
+    pins: PerCpuArray<MapData, PinStats>,
     present: BTreeSet<u16>,
     cpus: usize,
 }
@@ -48,6 +52,8 @@ impl BpfMaps {
             stats: map(ebpf, maps::BACKEND_STATS)?,
             outcomes: map(ebpf, maps::OUTCOMES)?,
             devices: map(ebpf, maps::DEVICES)?,
+            records: map(ebpf, maps::RECORDS)?,
+            pins: map(ebpf, maps::PIN_STATS)?,
             present: BTreeSet::new(),
             cpus,
         })
@@ -59,6 +65,8 @@ impl BpfMaps {
             Op::PutDevice(ifindex) => {
                 self.devices.insert(*ifindex, *ifindex, None, 0).map_err(|e| chain(&e))?;
             }
+            Op::PutRecord(id, record) => self.records.set(u32::from(*id), **record, 0).map_err(text)?,
+            Op::DeleteRecord(id) => self.records.set(u32::from(*id), Record::NONE, 0).map_err(text)?,
             Op::PutBackend(id, backend) => {
                 if self.present.insert(*id) {
                     self.reset_stats(*id).map_err(text)?;
@@ -119,11 +127,14 @@ impl BpfMaps {
                 tables.backends.insert(id, backend);
             }
         }
-        let words = self.slots.words();
+        for (id, record) in (0u16..).zip(self.records.iter()) {
+            let record = record?;
+            if record != Record::NONE {
+                tables.records.insert(id, Box::new(record));
+            }
+        }
         for (base, ring) in &expected.rings {
-            let span = *base as usize..*base as usize + ring.len();
-            let slots = words[span].iter().map(|w| Slot::from_word(w.load(Ordering::Relaxed)));
-            tables.rings.insert(*base, slots.collect());
+            tables.rings.insert(*base, self.read_ring(*base, ring.len() as u32));
         }
         for entry in &self.services4 {
             let (key, service) = entry?;
@@ -135,6 +146,12 @@ impl BpfMaps {
         }
         Ok(tables)
     }
+
+    fn read_ring(&self, base: u32, size: u32) -> Ring {
+        let (from, to) = (base as usize, base as usize + size as usize);
+        let words = self.slots.words().get(from..to).unwrap_or_default();
+        words.iter().map(|word| Slot::from_word(word.load(Ordering::Relaxed))).collect()
+    }
 }
 
 impl Dataplane for BpfMaps {
@@ -144,6 +161,21 @@ impl Dataplane for BpfMaps {
 
     fn snapshot(&self, expected: &Tables) -> Result<Tables, ApplyError> {
         self.read_tables(expected).map_err(|e| ApplyError { op: "read the maps".into(), reason: chain(&e) })
+    }
+
+    fn adopt(&self) -> Result<Tables, ApplyError> {
+        let mut tables = self.snapshot(&Tables::default())?;
+        for service in tables.services.values().filter(|service| !service.is_address()) {
+            let ring = || self.read_ring(service.ring_base, service.ring_size);
+            tables.rings.entry(service.ring_base).or_insert_with(ring);
+        }
+        Ok(tables)
+    }
+
+    fn refused_pins(&self) -> Result<u64, ApplyError> {
+        let stats = self.pins.get(&0, 0);
+        let stats = stats.map_err(|e| ApplyError { op: "read the count of pins".into(), reason: chain(&e) })?;
+        Ok(stats.iter().map(|cpu| cpu.refused).sum())
     }
 
     fn backend_stats(&self, ids: &[u16]) -> Result<Vec<BackendStats>, ApplyError> {

@@ -1,0 +1,423 @@
+//! What the controller knows of the backends: the file, verdicts, operators' words, drains, next hops. Pure: it is told,
+//! and asked; time is a parameter.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use crate::{
+    config::spec::{AdminState, BackendSpec, DrainEnd, Forward, OnDown, ServiceSpec, Spec},
+    health::{BackendRef, Health, Reason},
+    net::{NextHop, NextHopState},
+    plan::{
+        compile::{Knowledge, Route},
+        records::{Note, Noted, Word},
+    },
+};
+
+/// A backend that left the file is forgotten when no pin of it was seen for so long: clients that say something at least
+/// so often lose nothing.
+const LEAVING_QUIET: Duration = Duration::from_secs(30);
+
+/// A verdict, and what it rests on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Verdict {
+    /// The health.
+    pub health: Health,
+    /// Whether a backend that is down is dead is for this to say.
+    pub cause: Reason,
+}
+
+/// A backend that has left the file and keeps its flows for a while.
+#[derive(Debug, Clone)]
+pub struct Leaving {
+    /// Under this name it is probed: another backend may have its name by now.
+    pub key: BackendRef,
+    /// As the file had it.
+    pub spec: BackendSpec,
+    /// When its drain began.
+    pub since: Instant,
+    /// When pins of it were last seen, or it left.
+    quiet_since: Instant,
+}
+
+/// See the module.
+#[derive(Debug, Clone)]
+pub struct Known {
+    spec: Arc<Spec>,
+    verdicts: BTreeMap<BackendRef, Verdict>,
+    words: BTreeMap<BackendRef, Word>,
+    drains: BTreeMap<BackendRef, Instant>,
+    /// By service.
+    leaving: BTreeMap<Arc<str>, Vec<Leaving>>,
+    next_hops: BTreeMap<IpAddr, NextHopState>,
+    /// Interfaces that the program is attached to: index and name.
+    devices: BTreeMap<u32, String>,
+}
+
+/// The name of a backend.
+pub fn backend_ref(service: &ServiceSpec, backend: &BackendSpec) -> BackendRef {
+    BackendRef { service: Arc::clone(&service.name), backend: Arc::clone(&backend.name) }
+}
+
+/// The name under which a leaving backend is probed. No file has such a name.
+fn leaving_ref(service: &ServiceSpec, backend: &BackendSpec) -> BackendRef {
+    let port = backend.port.map_or_else(String::new, |port| format!(":{port}"));
+    let name = format!("{}@{}{port}", backend.name, backend.address);
+    BackendRef { service: Arc::clone(&service.name), backend: name.into() }
+}
+
+/// A server of a service, whatever it is called: service, address, port.
+type Server = (Arc<str>, IpAddr, Option<u16>);
+
+fn server(service: &ServiceSpec, backend: &BackendSpec) -> Server {
+    (Arc::clone(&service.name), backend.address, backend.port)
+}
+
+fn is_same(a: &BackendSpec, b: &BackendSpec) -> bool {
+    a.address == b.address && a.port == b.port
+}
+
+impl Known {
+    /// The file; nothing else is known.
+    pub fn new(spec: Arc<Spec>) -> Self {
+        Self {
+            spec,
+            verdicts: BTreeMap::new(),
+            words: BTreeMap::new(),
+            drains: BTreeMap::new(),
+            leaving: BTreeMap::new(),
+            next_hops: BTreeMap::new(),
+            devices: BTreeMap::new(),
+        }
+    }
+
+    /// The configuration wanted.
+    pub fn spec(&self) -> &Arc<Spec> {
+        &self.spec
+    }
+
+    /// Another configuration is wanted. What is known of a server stays known as long as its service names it, under
+    /// whatever name; a server that took over another's name is another one. Who is no longer named leaves, and who
+    /// is named again is back.
+    pub fn set_spec(&mut self, spec: Arc<Spec>, now: Instant) {
+        let old = std::mem::replace(&mut self.spec, Arc::clone(&spec));
+        let before = Self { spec: old, ..std::mem::replace(self, Self::new(Arc::clone(&spec))) };
+        (self.next_hops, self.devices) = (before.next_hops.clone(), before.devices.clone());
+        let old_names: BTreeMap<Server, BackendRef> = before
+            .spec
+            .services
+            .iter()
+            .flat_map(|s| s.backends.iter().map(move |b| (server(s, b), backend_ref(s, b))))
+            .collect();
+        for service in &spec.services {
+            for backend in &service.backends {
+                if let Some(old_key) = old_names.get(&server(service, backend)) {
+                    self.carry_over(&before, old_key, backend_ref(service, backend), backend);
+                } else if let Some(left) = before.leaving_of(service).iter().find(|l| is_same(&l.spec, backend)) {
+                    // It was drained because it left; now it is as the file says.
+                    let verdict = before.verdict(&left.key);
+                    self.verdicts.insert(backend_ref(service, backend), verdict);
+                }
+            }
+            let leaving = before.after_leaving(service, now);
+            for left in &leaving {
+                let old_key = old_names.get(&server(service, &left.spec)).unwrap_or(&left.key);
+                self.verdicts.insert(left.key.clone(), before.verdict(old_key));
+            }
+            if !leaving.is_empty() {
+                self.leaving.insert(Arc::clone(&service.name), leaving);
+            }
+        }
+    }
+
+    /// What was known under one name is known under another.
+    fn carry_over(&mut self, before: &Self, old_key: &BackendRef, key: BackendRef, backend: &BackendSpec) {
+        // The file wins where it changes a backend that an operator had put into another state.
+        let word = before.words.get(old_key).filter(|word| word.file == backend.state);
+        if let Some(word) = word {
+            self.words.insert(key.clone(), *word);
+        }
+        if word.map_or(backend.state, |word| word.state) != AdminState::Disabled
+            && let Some(verdict) = before.verdicts.get(old_key)
+        {
+            self.verdicts.insert(key.clone(), *verdict);
+        }
+        if let Some(since) = before.drains.get(old_key) {
+            self.drains.insert(key, *since);
+        }
+    }
+
+    /// Who leaves `service`, or has been leaving it, now that it names other backends.
+    fn after_leaving(&self, service: &ServiceSpec, now: Instant) -> Vec<Leaving> {
+        let named = |spec: &BackendSpec| service.backends.iter().any(|b| is_same(b, spec));
+        let old = self.spec.services.iter().find(|s| s.name == service.name);
+        let leaves = |old: &ServiceSpec, backend: &BackendSpec| {
+            let key = backend_ref(old, backend);
+            let since = self.drains.get(&key).copied().unwrap_or(now);
+            let is_usable = self.knowledge(old, backend, &key, Some(since), now).is_usable;
+            (is_usable && self.admin(old, backend) != AdminState::Disabled).then(|| Leaving {
+                key: leaving_ref(old, backend),
+                spec: backend.clone(),
+                since,
+                quiet_since: now,
+            })
+        };
+        let gone = old.into_iter().flat_map(|old| {
+            old.backends.iter().filter(|b| !named(b)).filter_map(move |b| leaves(old, b)).collect::<Vec<_>>()
+        });
+        let still = self.leaving_of(service).iter().filter(|left| !named(&left.spec)).cloned();
+        still.chain(gone).collect()
+    }
+
+    /// What another run of the controller noted: verdicts, words, drains, and who was leaving.
+    pub fn adopt(&mut self, noted: impl IntoIterator<Item = (IpAddr, Noted)>, now: Instant) {
+        let spec = Arc::clone(&self.spec);
+        for (address, Noted { service, name, port, note }) in noted {
+            let Some(service) = spec.services.iter().find(|s| s.name == service) else { continue };
+            let verdict = Verdict { health: note.health, cause: note.cause };
+            let is_it = |b: &&BackendSpec| b.address == address && b.port == port;
+            if let Some(backend) = service.backends.iter().find(is_it) {
+                let key = backend_ref(service, backend);
+                let word = note.word.filter(|word| word.file == backend.state);
+                if word.map_or(backend.state, |word| word.state) != AdminState::Disabled {
+                    self.verdicts.insert(key.clone(), verdict);
+                }
+                if let Some(since) = note.drain_since.filter(|_| !note.leaving) {
+                    self.drains.insert(key.clone(), since);
+                }
+                self.words.extend(word.map(|word| (key, word)));
+            } else {
+                let spec = BackendSpec { name, address, port, weight: 1, state: AdminState::Drain };
+                let key = leaving_ref(service, &spec);
+                self.verdicts.insert(key.clone(), verdict);
+                let since = note.drain_since.unwrap_or(now);
+                let left = Leaving { key, spec, since, quiet_since: now };
+                self.leaving.entry(Arc::clone(&service.name)).or_default().push(left);
+            }
+        }
+    }
+
+    /// The last verdict.
+    pub fn verdict(&self, key: &BackendRef) -> Verdict {
+        self.verdicts.get(key).copied().unwrap_or_default()
+    }
+
+    /// A verdict.
+    pub fn set_verdict(&mut self, key: BackendRef, verdict: Verdict) {
+        self.verdicts.insert(key, verdict);
+    }
+
+    /// The next hops of all wanted addresses.
+    pub fn set_next_hops(&mut self, next_hops: BTreeMap<IpAddr, NextHopState>) {
+        self.next_hops = next_hops;
+    }
+
+    /// The interfaces that the program is attached to.
+    pub fn set_devices(&mut self, devices: BTreeMap<u32, String>) {
+        self.devices = devices;
+    }
+
+    /// Index and name of each interface that the program is attached to.
+    pub fn devices(&self) -> &BTreeMap<u32, String> {
+        &self.devices
+    }
+
+    /// An operator's word about a backend, until the file says otherwise.
+    pub fn set_word(&mut self, key: BackendRef, word: Word) {
+        if word.state == AdminState::Disabled {
+            // It is not probed from here on: what is known will be of the past when it is enabled.
+            self.verdicts.remove(&key);
+        }
+        self.words.insert(key, word);
+    }
+
+    /// All words that differ from the file's.
+    pub fn words(&self) -> &BTreeMap<BackendRef, Word> {
+        &self.words
+    }
+
+    /// The administrative state in force.
+    pub fn admin(&self, service: &ServiceSpec, backend: &BackendSpec) -> AdminState {
+        let word = self.words.get(&backend_ref(service, backend));
+        word.map_or(backend.state, |word| word.state)
+    }
+
+    /// Since when a backend drains.
+    pub fn drain_since(&self, key: &BackendRef) -> Option<Instant> {
+        self.drains.get(key).copied()
+    }
+
+    /// Backends that have left a service and keep their flows for a while.
+    pub fn leaving_of(&self, service: &ServiceSpec) -> &[Leaving] {
+        self.leaving.get(&service.name).map_or(&[], Vec::as_slice)
+    }
+
+    /// Drains begin and end with the state; backends that have left are forgotten when they are dead. Answers whether
+    /// one was.
+    pub fn pass_time(&mut self, now: Instant) -> bool {
+        let spec = Arc::clone(&self.spec);
+        for service in &spec.services {
+            for backend in &service.backends {
+                let key = backend_ref(service, backend);
+                if self.admin(service, backend) != AdminState::Drain {
+                    self.drains.remove(&key);
+                } else if !self.drains.contains_key(&key) {
+                    self.drains.insert(key, now);
+                }
+            }
+        }
+        self.retain_leaving(|known, service, left| {
+            known.knowledge(service, &left.spec, &left.key, Some(left.since), now).is_usable
+        })
+    }
+
+    /// A walk over the flow table that began at `started` counted the pins of the backends that leave: who has had none
+    /// for long enough is forgotten. Answers whether one was.
+    pub fn note_pins(&mut self, started: Instant, pins: impl Fn(&ServiceSpec, &BackendSpec) -> u64) -> bool {
+        let spec = Arc::clone(&self.spec);
+        for service in &spec.services {
+            for left in self.leaving.get_mut(&service.name).into_iter().flatten() {
+                if pins(service, &left.spec) > 0 {
+                    left.quiet_since = started;
+                }
+            }
+        }
+        self.retain_leaving(|_, service, left| {
+            started < left.quiet_since + LEAVING_QUIET || pins(service, &left.spec) > 0
+        })
+    }
+
+    fn retain_leaving(&mut self, keep: impl Fn(&Self, &ServiceSpec, &Leaving) -> bool) -> bool {
+        let spec = Arc::clone(&self.spec);
+        let mut gone = Vec::new();
+        for service in &spec.services {
+            let left = self.leaving_of(service).iter().filter(|left| !keep(self, service, left));
+            gone.extend(left.map(|left| left.key.clone()));
+        }
+        for key in &gone {
+            self.verdicts.remove(key);
+            self.leaving.entry(Arc::clone(&key.service)).or_default().retain(|left| left.key != *key);
+        }
+        self.leaving.retain(|_, left| !left.is_empty());
+        !gone.is_empty()
+    }
+
+    /// What the tables have to know of a backend of the file.
+    pub fn of_file(&self, service: &ServiceSpec, backend: &BackendSpec, now: Instant) -> Knowledge {
+        self.knowledge(service, backend, &backend_ref(service, backend), None, now)
+    }
+
+    /// What the tables have to know of those that have left a service.
+    pub fn of_leaving(&self, service: &ServiceSpec, now: Instant) -> Vec<(&BackendSpec, Knowledge)> {
+        let known = |left: &Leaving| self.knowledge(service, &left.spec, &left.key, Some(left.since), now);
+        self.leaving
+            .get(&service.name)
+            .into_iter()
+            .flatten()
+            .map(|left| (&left.spec, known(left)))
+            .collect()
+    }
+
+    /// `left`: since when it is leaving, if it is.
+    fn knowledge(
+        &self,
+        service: &ServiceSpec,
+        backend: &BackendSpec,
+        key: &BackendRef,
+        left: Option<Instant>,
+        now: Instant,
+    ) -> Knowledge {
+        let admin = if left.is_some() { AdminState::Drain } else { self.admin(service, backend) };
+        let drain_since = left.or_else(|| self.drain_since(key));
+        let drain_is_over = drain_since.is_some_and(|since| now >= since + service.drain_timeout);
+        let Verdict { health, cause } = self.verdict(key);
+        let is_dead = health == Health::Down
+            && match service.on_down {
+                OnDown::Auto => !cause.is_layer7_only(),
+                OnDown::Keep => false,
+                OnDown::Reset => true,
+            };
+        let is_over = drain_is_over && service.drain_end == DrainEnd::Reset;
+        Knowledge {
+            takes_new: admin == AdminState::Active && health == Health::Up,
+            is_usable: admin != AdminState::Disabled && !is_dead && !is_over,
+            drain_is_over,
+            is_last_resort: admin != AdminState::Disabled,
+            route: self.route(service, backend.address),
+            note: Note {
+                health,
+                cause,
+                word: self.words.get(key).copied(),
+                drain_since,
+                leaving: left.is_some(),
+            },
+        }
+    }
+
+    fn route(&self, service: &ServiceSpec, address: IpAddr) -> Option<Route> {
+        let Some(NextHopState::Resolved(NextHop { ifindex, mac, source_mac, source, .. })) =
+            self.next_hops.get(&address)
+        else {
+            return None;
+        };
+        if source.is_unspecified() && service.forward == Forward::Ipip {
+            return None;
+        }
+        self.devices.contains_key(ifindex).then_some(Route {
+            ifindex: *ifindex,
+            next_hop: *mac,
+            own: *source_mac,
+            outer_source: *source,
+        })
+    }
+
+    /// Why packets cannot be sent to a backend, if they cannot.
+    pub fn obstacle(&self, address: IpAddr) -> Option<String> {
+        match self.next_hops.get(&address) {
+            None | Some(NextHopState::Pending) => Some("its next hop is not known yet".into()),
+            Some(NextHopState::Unreachable(why)) => Some(format!("{address} {why}")),
+            Some(NextHopState::Resolved(hop)) if !self.devices.contains_key(&hop.ifindex) => Some(format!(
+                "{address} is behind {}, which is not among `interfaces`; add it there",
+                hop.interface
+            )),
+            Some(NextHopState::Resolved(hop))
+                if hop.source.is_unspecified() && self.is_tunnelled_to(address) =>
+            {
+                Some(format!("this host has no address to reach {address} from; give {} one", hop.interface))
+            }
+            Some(NextHopState::Resolved(_)) => None,
+        }
+    }
+
+    fn is_tunnelled_to(&self, address: IpAddr) -> bool {
+        let ipip = self.spec.services.iter().filter(|s| s.forward == Forward::Ipip);
+        ipip.flat_map(|s| &s.backends).any(|b| b.address == address)
+    }
+
+    /// Whether all wanted next hops have been answered, one way or the other.
+    pub fn next_hops_settled(&self) -> bool {
+        let pending =
+            |b: &BackendSpec| matches!(self.next_hops.get(&b.address), None | Some(NextHopState::Pending));
+        !self.spec.services.iter().flat_map(|s| &s.backends).any(pending)
+    }
+
+    /// Every backend with the name that it is probed under, the leaving ones included.
+    pub fn probed(&self) -> Vec<(&ServiceSpec, BackendRef, IpAddr)> {
+        let mut probed = Vec::new();
+        for service in &self.spec.services {
+            for backend in &service.backends {
+                // A disabled server may be switched off; probing it tells nothing that anyone wants to know.
+                if self.admin(service, backend) != AdminState::Disabled {
+                    probed.push((service, backend_ref(service, backend), backend.address));
+                }
+            }
+            let leaving = self.leaving_of(service);
+            probed.extend(leaving.iter().map(|left| (service, left.key.clone(), left.spec.address)));
+        }
+        probed
+    }
+}

@@ -203,8 +203,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::parse,
-        plan::compile::{Compiler, Knowledge, Route},
+        config::{parse, spec::AdminState},
+        health::{Health, Reason},
+        plan::{
+            compile::{Compiler, Input, Knowledge, Route},
+            records::{Clock, Note},
+        },
     };
 
     const FILE: &str = "\
@@ -234,14 +238,32 @@ services:
     /// The plan from `FILE` to the text, with all backends up.
     fn to(text: &str) -> PlanReply {
         let (old, new) = (spec(FILE), spec(text));
-        let mut compiler = Compiler::new(&old.limits);
+        let clock = Clock { instant: Instant::now(), monotonic_ns: 1 << 40 };
+        let mut compiler = Compiler::new(&old.limits, clock);
         let known = |_: &ServiceSpec, backend: &BackendSpec| {
             let route =
                 Route { ifindex: 2, next_hop: [0; 6], own: [0; 6], outer_source: [10, 0, 0, 1].into() };
-            Knowledge { admin: backend.state, is_up: true, route: Some(route) }
+            Knowledge {
+                takes_new: backend.state == AdminState::Active,
+                is_usable: true,
+                drain_is_over: false,
+                is_last_resort: true,
+                route: Some(route),
+                note: Note { health: Health::Up, cause: Reason::None, word: None, drain_since: None, leaving: false },
+            }
         };
-        let mut compile =
-            |spec: &Spec| compiler.compile(spec, &BTreeSet::new(), &known, Instant::now()).expect("it fits");
+        let mut compile = |spec: &Spec| {
+            let input = Input {
+                spec,
+                devices: BTreeSet::new(),
+                known: &known,
+                leaving: &|_| Vec::new(),
+                refused_at: None,
+                is_warm: true,
+                now: Instant::now(),
+            };
+            compiler.compile(&input).expect("it fits")
+        };
         let (before, after) = (compile(&old), compile(&new));
         plan(&old, &new, &before, &after, |_| false)
     }

@@ -193,9 +193,19 @@ fn agreed(consent: Agreed) -> Consent {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::ring::Identity;
 
     fn backend(name: &str, eligible: bool) -> CompiledBackend {
-        CompiledBackend { name: name.into(), id: 1, eligible, wanted_share: 0.0, slots: 0 }
+        CompiledBackend {
+            name: name.into(),
+            id: 1,
+            identity: Identity { address: [10, 0, 0, 11].into(), port: None },
+            eligible,
+            usable: true,
+            moves_away: false,
+            wanted_share: 0.0,
+            slots: 0,
+        }
     }
 
     #[test]

@@ -31,7 +31,8 @@ use crate::{
         spec::XdpMode,
         watch::{FileEvent, Stillness, Watcher},
     },
-    dataplane::bpf::{self, AttachError, Attached, BpfProgram},
+    dataplane::bpf::{self, AttachError, Attached, BpfProgram, SweepError, SweepHandle, SweepParts, SweepResults},
+    flows::{Cadence, SweepResult},
     health::{HealthChecks, HealthEvents},
     logging,
     net::{NetEvent, NetHandle, NetWatch, ethtool::NicFeatures, nic},
@@ -86,7 +87,8 @@ pub async fn run(options: &Options) -> Result<()> {
     let server = Server::bind(&loaded.spec.admin, Limits::default())?;
     let signals = Signals::new()?;
     let spec = Arc::new(loaded.spec.clone());
-    let (maps, program) = bpf::load(&spec.limits)?;
+    let (maps, mut program) = bpf::load(&spec.limits)?;
+    let sweeper = program.take_sweep_parts().map(SweepParts::spawn).transpose().context("start the sweeper")?;
     let mut net = NetWatch::spawn(BTreeSet::new()).context("watch the network by netlink")?;
     let (checks, health_events) = HealthChecks::new();
     let engine = Engine::new(Arc::clone(&spec), Box::new(maps));
@@ -106,7 +108,7 @@ pub async fn run(options: &Options) -> Result<()> {
     let (handle, mailbox) = handle::channel();
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(server.run(handle, async { drop(stopped.await) }));
-    Loop { options, controller, watcher, signals, net, health_events, mailbox, pending: None }.run().await;
+    Loop { options, controller, watcher, signals, net, health_events, mailbox, pending: None, sweeper, cadence: Cadence::new(Instant::now()) }.run().await;
     tracing::info!("leaving: the data path is detached");
     drop(stop);
     drop(serving.await);
@@ -157,6 +159,9 @@ struct Loop<'a> {
     mailbox: ControllerMailbox,
     /// A watched change that only removes, waiting for the file to be still.
     pending: Option<(Loaded, Stillness)>,
+    /// Walks over the flow table.
+    sweeper: Option<(SweepHandle, SweepResults)>,
+    cadence: Cadence,
 }
 
 impl Loop<'_> {
@@ -181,13 +186,14 @@ impl Loop<'_> {
                 _ = self.signals.hangup.recv() => self.read_file(),
                 event = self.watcher.changed() => self.on_file(event),
                 () = still(&mut self.pending) => self.on_still(),
+                result = walked(&mut self.sweeper) => self.on_walk(result),
+                () = until(self.cadence.due()) => self.ask_for_walk(),
                 _ = tick.tick() => {
                     self.controller.read_counters(Instant::now());
                     ticks += 1;
-                    if !ticks.is_multiple_of(DRIFT_TICKS) {
-                        continue;
+                    if ticks.is_multiple_of(DRIFT_TICKS) {
+                        self.controller.check_drift();
                     }
-                    self.controller.check_drift();
                 }
                 () = sleep_until(retry.into()) => {}
             }
@@ -200,7 +206,28 @@ impl Loop<'_> {
         }
     }
 
+    fn ask_for_walk(&mut self) {
+        if let Some((handle, _)) = &self.sweeper {
+            handle.request(self.controller.sweep_view());
+        }
+        self.cadence.asked();
+    }
+
+    fn on_walk(&mut self, result: Result<SweepResult, SweepError>) {
+        match result {
+            Ok(walk) => {
+                self.cadence.finished(&walk);
+                self.controller.on_walk(walk);
+            }
+            Err(error) => {
+                self.cadence.failed(Instant::now());
+                tracing::warn!(%error, "the sweeper failed; it tries again");
+            }
+        }
+    }
+
     fn announce(&mut self) {
+        self.controller.set_started();
         let spec = Arc::clone(self.controller.spec());
         let backends: usize = spec.services.iter().map(|s| s.backends.len()).sum();
         self.controller.event(EventKind::Controller, None, "ready".into());
@@ -250,6 +277,24 @@ impl Loop<'_> {
         for error in reply.errors {
             tracing::error!("the configuration is unchanged:\n{error}");
         }
+    }
+}
+
+/// The result of the walk that is under way.
+async fn walked(sweeper: &mut Option<(SweepHandle, SweepResults)>) -> Result<SweepResult, SweepError> {
+    if let Some((_, results)) = sweeper
+        && let Some(result) = results.recv().await
+    {
+        return result;
+    }
+    // Its thread is gone: there is nothing to wait for.
+    std::future::pending().await
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => sleep_until(due.into()).await,
+        None => std::future::pending().await,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::{config::parse, dataplane::memory::Memory, net::Unreachable};
+use crate::{config::parse, dataplane::memory::Memory, net::{NextHop, Unreachable}};
 
 const THREE: &str = "
     - {name: s1, address: 10.0.0.11}
@@ -70,10 +70,10 @@ fn counts(engine: &mut Engine) -> Vec<u32> {
 fn an_operators_word_survives_reloads_until_the_file_changes_the_state() {
     let mut engine = running();
     engine.set_admin(key("s1"), AdminState::Drain);
-    engine.set_spec(spec(&THREE.replace("s2, address", "s2, weight: 50, address")));
+    engine.set_spec(spec(&THREE.replace("s2, address", "s2, weight: 50, address")), Instant::now());
     assert_eq!(counts(&mut engine)[0], 0, "an unrelated change leaves it draining");
-    engine.set_spec(spec(&THREE.replace("s1, address", "s1, state: drain, address")));
-    engine.set_spec(spec(THREE));
+    engine.set_spec(spec(&THREE.replace("s1, address", "s1, state: drain, address")), Instant::now());
+    engine.set_spec(spec(THREE), Instant::now());
     assert_ne!(counts(&mut engine)[0], 0, "the file changed the state there and back");
 }
 
@@ -82,7 +82,7 @@ fn the_file_wins_where_it_changes_the_state() {
     let mut engine = running();
     engine.set_admin(key("s1"), AdminState::Disabled);
     let new = spec(&THREE.replace("s1, address", "s1, state: drain, address"));
-    engine.set_spec(Arc::clone(&new));
+    engine.set_spec(Arc::clone(&new), Instant::now());
     let service = &new.services[0];
     assert_eq!(engine.admin(service, &service.backends[0]), AdminState::Drain);
 }
@@ -92,8 +92,8 @@ fn a_backend_that_left_and_returns_is_as_the_file_says() {
     let mut engine = running();
     engine.set_admin(key("s1"), AdminState::Drain);
     let without = THREE.lines().filter(|line| !line.contains("s1")).collect::<Vec<_>>().join("\n");
-    engine.set_spec(spec(&format!("\n{without}")));
-    engine.set_spec(spec(THREE));
+    engine.set_spec(spec(&format!("\n{without}")), Instant::now());
+    engine.set_spec(spec(THREE), Instant::now());
     let new = Arc::clone(engine.spec());
     assert_eq!(engine.admin(&new.services[0], &new.services[0].backends[0]), AdminState::Active);
     assert_eq!(counts(&mut engine)[0], 0, "and unknown until it is probed");
@@ -105,7 +105,7 @@ fn another_name_changes_nothing() {
     engine.set_admin(key("s3"), AdminState::Drain);
     let before = slots(&mut engine);
     let ids: Vec<u16> = engine.compiled().services[0].backends.iter().map(|b| b.id).collect();
-    engine.set_spec(spec(&THREE.replace("s1", "one").replace("s3", "three")));
+    engine.set_spec(spec(&THREE.replace("s1", "one").replace("s3", "three")), Instant::now());
     let after = slots(&mut engine);
     assert_eq!(after[0], ("one".into(), before[0].1));
     assert_eq!(after[2], ("three".into(), 0), "it still drains");
@@ -118,7 +118,7 @@ fn names_that_are_exchanged_take_nothing_along() {
     engine.set_health(key("s1"), Health::Down);
     engine.set_admin(key("s2"), AdminState::Drain);
     let exchanged = THREE.replace("s1", "x").replace("s2", "s1").replace("{name: x", "{name: s2");
-    engine.set_spec(spec(&exchanged));
+    engine.set_spec(spec(&exchanged), Instant::now());
     assert_eq!(slots(&mut engine), [("s2".into(), 0), ("s1".into(), 0), ("s3".into(), 251)]);
     engine.set_health(key("s2"), Health::Up);
     let after = counts(&mut engine);
@@ -128,7 +128,7 @@ fn names_that_are_exchanged_take_nothing_along() {
 #[test]
 fn a_server_under_anothers_name_is_unknown() {
     let mut engine = running();
-    engine.set_spec(spec(&THREE.replace("10.0.0.11", "10.0.0.14")));
+    engine.set_spec(spec(&THREE.replace("10.0.0.11", "10.0.0.14")), Instant::now());
     assert_eq!(counts(&mut engine)[0], 0);
 }
 
@@ -140,8 +140,8 @@ fn a_disabled_backend_waits_for_a_verdict_when_it_is_enabled() {
     assert_eq!(counts(&mut engine)[0], 0);
     engine.set_health(key("s1"), Health::Up);
     assert_ne!(counts(&mut engine)[0], 0);
-    engine.set_spec(spec(&THREE.replace("s1, address", "s1, state: disabled, address")));
-    engine.set_spec(spec(THREE));
+    engine.set_spec(spec(&THREE.replace("s1, address", "s1, state: disabled, address")), Instant::now());
+    engine.set_spec(spec(THREE), Instant::now());
     assert_eq!(counts(&mut engine)[0], 0);
 }
 
@@ -163,25 +163,25 @@ fn a_preview_counts_new_servers_as_up_and_changes_nothing() {
 fn what_stands_between_us_and_a_backend_is_said() {
     let mut engine = running();
     let address = IpAddr::from([10, 0, 0, 11]);
-    assert_eq!(engine.obstacle(address), None);
-    assert!(engine.next_hops_settled());
+    assert_eq!(engine.known().obstacle(address), None);
+    assert!(engine.known().next_hops_settled());
     engine.set_next_hops([hop(11, [0, 0, 0, 0])].into());
-    assert_eq!(engine.obstacle(address), None, "l2 needs no source");
-    assert!(!engine.next_hops_settled(), "s2 has no answer yet");
-    assert_eq!(engine.obstacle([10, 0, 0, 12].into()).expect("unknown"), "its next hop is not known yet");
-    engine.set_spec(spec_with("ipip", THREE));
+    assert_eq!(engine.known().obstacle(address), None, "l2 needs no source");
+    assert!(!engine.known().next_hops_settled(), "s2 has no answer yet");
+    assert_eq!(engine.known().obstacle([10, 0, 0, 12].into()).expect("unknown"), "its next hop is not known yet");
+    engine.set_spec(spec_with("ipip", THREE), Instant::now());
     assert_eq!(
-        engine.obstacle(address).expect("no source"),
+        engine.known().obstacle(address).expect("no source"),
         "this host has no address to reach 10.0.0.11 from; give eth0 one"
     );
     assert_eq!(counts(&mut engine), [0, 0, 0]);
     engine.set_devices(BTreeMap::new());
     assert_eq!(
-        engine.obstacle(address).expect("not ours"),
+        engine.known().obstacle(address).expect("not ours"),
         "10.0.0.11 is behind eth0, which is not among `interfaces`; add it there"
     );
     engine.set_next_hops([(address, NextHopState::Unreachable(Unreachable::NoRoute))].into());
-    assert_eq!(engine.obstacle(address).expect("no route"), "10.0.0.11 has no route");
+    assert_eq!(engine.known().obstacle(address).expect("no route"), "10.0.0.11 has no route");
 }
 
 /// Memory that counts packets: as many as the id says, of each backend that was ever put; and that fails to say so once.
@@ -194,6 +194,14 @@ impl Dataplane for Counting {
 
     fn snapshot(&self, expected: &Tables) -> Result<Tables, ApplyError> {
         self.0.snapshot(expected)
+    }
+
+    fn adopt(&self) -> Result<Tables, ApplyError> {
+        self.0.adopt()
+    }
+
+    fn refused_pins(&self) -> Result<u64, ApplyError> {
+        self.0.refused_pins()
     }
 
     fn backend_stats(&self, ids: &[u16]) -> Result<Vec<BackendStats>, ApplyError> {
@@ -216,10 +224,13 @@ fn counters_of_a_deleted_backend_stay_though_reading_them_failed_once() {
     let old = spec(THREE);
     let mut engine = Engine::new(Arc::clone(&old), Box::new(Counting(Memory::new(old.limits), true.into())));
     engine.reconcile(Instant::now()).expect("nothing is read yet");
-    engine.set_spec(spec("\n    - {name: s2, address: 10.0.0.12}"));
-    engine.reconcile(Instant::now()).expect_err("the counters cannot be read");
+    engine.set_spec(spec("\n    - {name: s2, address: 10.0.0.12}"), Instant::now());
+    engine.reconcile(Instant::now()).expect("those that leave keep their flows for a while");
     assert_eq!(engine.applied().backends.len(), 3);
-    engine.reconcile(Instant::now()).expect("they can");
+    let later = Instant::now() + old.services[0].drain_timeout;
+    engine.reconcile(later).expect_err("the counters cannot be read");
+    assert_eq!(engine.applied().backends.len(), 3);
+    engine.reconcile(later).expect("they can");
     assert_eq!(engine.applied().backends.len(), 1);
     assert_eq!(engine.left_behind("web").packets, 101 + 103);
     assert_eq!(engine.left_behind_packets(), 204);

@@ -57,7 +57,7 @@ pub fn load(limits: &Limits) -> Result<(BpfMaps, BpfProgram), LoadError> {
         .map_err(|e| load_error("create the BPF maps", &e))?;
     program(&mut ebpf).load().map_err(|e| load_error("load the XDP program", &e))?;
     // Before the controller's maps leave the object.
-    let sweep = Some(SweepParts::take(&mut ebpf, limits.slots)?);
+    let sweep = Some(SweepParts::take(&mut ebpf, limits.slots, limits.flows)?);
     let maps = BpfMaps::take(&mut ebpf, limits.slots)?;
     Ok((maps, BpfProgram { ebpf, links: BTreeMap::new(), sweep }))
 }

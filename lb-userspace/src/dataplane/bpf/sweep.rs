@@ -69,8 +69,8 @@ pub struct SweepHandle {
 pub type SweepResults = UnboundedReceiver<Result<SweepResult, SweepError>>;
 
 impl SweepParts {
-    /// Loads the sweeping program, and takes what a walk needs out of a loaded object. `slots` is `limits.slots`.
-    pub(super) fn take(ebpf: &mut Ebpf, slots: u32) -> Result<Self, LoadError> {
+    /// Loads the sweeping program, and takes what a walk needs out of a loaded object. `slots` and `flows` are of `limits`.
+    pub(super) fn take(ebpf: &mut Ebpf, slots: u32, flows: u32) -> Result<Self, LoadError> {
         let failed = |e: io::Error| load_error("open the maps for the sweeper", &e);
         let program: &mut Xdp = ebpf
             .program_mut(SWEEP_PROGRAM)
@@ -80,14 +80,17 @@ impl SweepParts {
         let fd = program.fd().map_err(|e| load_error("load the sweeping program", &e))?;
         let program = fd.as_fd().try_clone_to_owned().map_err(failed)?;
         let fd = |name| map_fd(ebpf, name).map_err(failed);
-        let (flows, ring, items) = (fd(maps::FLOWS)?, fd(maps::RING)?, fd(maps::SWEEP)?);
-        Ok(Self {
-            flows,
+        let (table, ring, items) = (fd(maps::FLOWS)?, fd(maps::RING)?, fd(maps::SWEEP)?);
+        let mut parts = Self {
+            flows: table,
             slots: SlotMemory::map(ring.as_fd(), slots).map_err(failed)?,
             udp_room: map(ebpf, maps::UDP_ROOM)?,
             reader: BatchReader::new(READ_BATCH, FlowKey::new([0; 16], [0; 16], [0; 4], 0), Pin::default()),
             eraser: Eraser { program, items: SweepMemory::map(items.as_fd()).map_err(failed)? },
-        })
+        };
+        // UDP need not wait for the first walk.
+        parts.set_udp_room(u64::from(flows / 2), 0, &[]).map_err(|e| load_error("open the flow table to UDP", &e))?;
+        Ok(parts)
     }
 
     /// Starts the sweeper's thread. It does nothing until it is asked.

@@ -3,7 +3,11 @@
 use std::path::Path;
 
 use super::*;
-use crate::{config::parse, plan::tables::Tables};
+use crate::{
+    config::{parse, spec::AdminState},
+    health::{Health, Reason},
+    plan::tables::Tables,
+};
 
 fn spec(listen: &str, ring_size: u32, limits: Limits) -> Spec {
     let text = format!(
@@ -19,7 +23,14 @@ fn known(_: &ServiceSpec, backend: &BackendSpec) -> Knowledge {
         IpAddr::V6(_) => IpAddr::from([0xfd00, 0, 0, 0, 0, 0, 0, 1]),
     };
     let route = Route { ifindex: 2, next_hop: [2, 0, 0, 0, 0, 9], own: [2, 0, 0, 0, 0, 1], outer_source };
-    Knowledge { admin: backend.state, is_up: true, route: Some(route) }
+    Knowledge {
+        takes_new: backend.state == AdminState::Active,
+        is_usable: true,
+        drain_is_over: false,
+        is_last_resort: true,
+        route: Some(route),
+        note: Note { health: Health::Up, cause: Reason::None, word: None, drain_since: None, leaving: false },
+    }
 }
 
 fn compile(
@@ -28,7 +39,19 @@ fn compile(
     known: &dyn Fn(&ServiceSpec, &BackendSpec) -> Knowledge,
     now: Instant,
 ) -> Result<Compiled, CapacityError> {
-    compiler.compile(spec, &BTreeSet::from([2]), known, now)
+    compiler.compile(&Input {
+        spec,
+        devices: BTreeSet::from([2]),
+        known,
+        leaving: &|_| Vec::new(),
+        refused_at: None,
+        is_warm: true,
+        now,
+    })
+}
+
+fn compiler(limits: &Limits) -> Compiler {
+    Compiler::new(limits, Clock { instant: Instant::now(), monotonic_ns: 1 << 40 })
 }
 
 const ONE: &str = "'192.0.2.10:80/tcp'";
@@ -36,27 +59,27 @@ const ONE: &str = "'192.0.2.10:80/tcp'";
 #[test]
 fn entries_hold_what_outer_headers_need() {
     let spec = spec(ONE, 251, Limits::default());
-    let compiled = compile(&mut Compiler::new(&spec.limits), &spec, &known, Instant::now()).expect("it fits");
+    let compiled = compile(&mut compiler(&spec.limits), &spec, &known, Instant::now()).expect("it fits");
     let backends: Vec<Backend> = compiled.tables.backends.values().copied().collect();
-    assert_eq!(backends[0].flags, BACKEND_PRESENT | BACKEND_ROUTED);
+    assert_eq!(backends[0].flags, BACKEND_PRESENT | BACKEND_ROUTED | BACKEND_USABLE);
     assert_eq!(backends[0].outer_source[..4], [10, 0, 0, 1]);
     assert_ne!(backends[0].outer_sum, 0);
-    assert_eq!(backends[1].flags, BACKEND_PRESENT | BACKEND_ROUTED | BACKEND_IPV6);
+    assert_eq!(backends[1].flags, BACKEND_PRESENT | BACKEND_ROUTED | BACKEND_IPV6 | BACKEND_USABLE);
     assert_eq!(backends[1].outer_sum, 0, "IPv6 has no header checksum");
     let service = compiled.tables.services[&ServiceKey::new([192, 0, 2, 10].into(), 80, 6)];
-    assert_eq!((service.forward, service.flags), (FORWARD_IPIP, 0));
+    assert_eq!((service.forward, service.flags), (FORWARD_IPIP, SERVICE_REJECT));
 }
 
 #[test]
 fn shares_follow_weights_of_the_eligible() {
     let spec = spec(ONE, 251, Limits::default());
-    let mut compiler = Compiler::new(&spec.limits);
+    let mut compiler = compiler(&spec.limits);
     let both = compile(&mut compiler, &spec, &known, Instant::now()).expect("it fits");
     let shares = |compiled: &Compiled| -> Vec<(bool, f64, u32)> {
         compiled.services[0].backends.iter().map(|b| (b.eligible, b.wanted_share, b.slots)).collect()
     };
     assert_eq!(shares(&both), [(true, 0.25, 63), (true, 0.75, 188)]);
-    let one = |s: &ServiceSpec, b: &BackendSpec| Knowledge { is_up: &*b.name == "s1", ..known(s, b) };
+    let one = |s: &ServiceSpec, b: &BackendSpec| Knowledge { takes_new: &*b.name == "s1", ..known(s, b) };
     let one = compile(&mut compiler, &spec, &one, Instant::now()).expect("it fits");
     assert_eq!(shares(&one), [(true, 1.0, 251), (false, 0.0, 0)]);
     let none = |s: &ServiceSpec, b: &BackendSpec| Knowledge { route: None, ..known(s, b) };
@@ -68,7 +91,7 @@ fn shares_follow_weights_of_the_eligible() {
 #[test]
 fn nothing_leaks() {
     let limits = Limits { slots: 251 + 241, backends: 6, ..Limits::default() };
-    let mut compiler = Compiler::new(&limits);
+    let mut compiler = compiler(&limits);
     let mut now = Instant::now();
     for round in 0..100 {
         let mut spec = spec(ONE, if round % 2 == 0 { 251 } else { 241 }, limits);
@@ -83,7 +106,7 @@ fn nothing_leaks() {
 fn what_does_not_fit_is_refused_with_a_remedy() {
     let refusal = |limits: Limits| {
         let spec = spec("'[2001:db8::10]:80/tcp', '192.0.2.10:80-82/tcp'", 251, limits);
-        compile(&mut Compiler::new(&limits), &spec, &known, Instant::now())
+        compile(&mut compiler(&limits), &spec, &known, Instant::now())
             .map(drop)
             .map_err(|e| e.to_string())
     };
@@ -107,7 +130,7 @@ fn what_does_not_fit_is_refused_with_a_remedy() {
 #[test]
 fn a_ring_that_does_not_change_is_not_built_again() {
     let spec = spec(ONE, 251, Limits::default());
-    let mut compiler = Compiler::new(&spec.limits);
+    let mut compiler = compiler(&spec.limits);
     let ring = |compiled: &Compiled| Arc::clone(&compiled.tables.rings[&0]);
     let first = compile(&mut compiler, &spec, &known, Instant::now()).expect("it fits");
     let again = compile(&mut compiler, &spec, &known, Instant::now()).expect("it fits");

@@ -15,7 +15,7 @@ use lb_common::{
 };
 use lb_ebpf::packet::{Frame, adjust_head};
 
-use crate::maps;
+use crate::{maps, track::header_at};
 
 const IPV4_LEN: usize = 20;
 const IPV6_LEN: usize = 40;
@@ -42,7 +42,7 @@ fn outcome(left: u32) -> Outcome {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn xlb_answer4(ctx: *mut xdp_md, at: u32) -> u32 {
-    let (ctx, at) = (XdpContext::new(ctx), at as usize);
+    let (ctx, at) = (XdpContext::new(ctx), header_at(at));
     let frame = Frame::new(&ctx);
     let answered = match parse::ipv4(&frame, at) {
         Parsed::Packet(packet) if may_answer() => match packet.protocol {
@@ -57,7 +57,7 @@ extern "C" fn xlb_answer4(ctx: *mut xdp_md, at: u32) -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn xlb_answer6(ctx: *mut xdp_md, at: u32) -> u32 {
-    let (ctx, at) = (XdpContext::new(ctx), at as usize);
+    let (ctx, at) = (XdpContext::new(ctx), header_at(at));
     let frame = Frame::new(&ctx);
     let answered = match parse::ipv6(&frame, at) {
         Parsed::Packet(packet) if may_answer() => match packet.protocol {
@@ -167,8 +167,9 @@ fn make_room<const N: usize>(ctx: &XdpContext, at: usize, quoted: usize) -> Opti
         frame.write(moved, word)?;
         moved += 4;
     }
-    let ethertype: [u8; 2] = frame.read(N + at - 2)?;
-    frame.write(at - 2, ethertype)?;
+    // `moved` is `at - 2` now; a negative offset from `at` is more than the verifier follows.
+    let ethertype: [u8; 2] = frame.read(N + moved)?;
+    frame.write(moved, ethertype)?;
     Some(frame)
 }
 

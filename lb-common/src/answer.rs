@@ -31,9 +31,9 @@ pub struct Segment {
 /// Bytes of a TCP header without options.
 pub const TCP_LEN: usize = 20;
 
-/// The RST that answers a segment, its checksum still without the pseudo header in `pseudo` (unfolded).
+/// The RST that answers a segment. `addresses`: folded sum of both addresses, of either family.
 #[inline(always)]
-fn reset(segment: &Segment, pseudo: u32) -> [u8; TCP_LEN] {
+pub fn reset(segment: &Segment, addresses: u16) -> [u8; TCP_LEN] {
     let [p0, p1, p2, p3] = segment.ports;
     let (sequence, acknowledges, flags) = if segment.flags & TCP_ACK == 0 {
         let syn = u32::from(segment.flags & TCP_SYN != 0);
@@ -46,21 +46,9 @@ fn reset(segment: &Segment, pseudo: u32) -> [u8; TCP_LEN] {
     let [a0, a1, a2, a3] = acknowledges.to_be_bytes();
     let mut header = [p2, p3, p0, p1, s0, s1, s2, s3, a0, a1, a2, a3, 5 << 4, flags, 0, 0, 0, 0, 0, 0];
     let length = u32::from((TCP_LEN as u16).to_be()) + u32::from(u16::from_ne_bytes([0, TCP]));
-    let [c0, c1] = (!checksum::fold(pseudo + length + checksum::words(&header))).to_ne_bytes();
+    let [c0, c1] = (!checksum::fold(u32::from(addresses) + length + checksum::words(&header))).to_ne_bytes();
     (header[16], header[17]) = (c0, c1);
     header
-}
-
-/// The RST to an IPv4 segment from `client` to `service`.
-#[inline(always)]
-pub fn reset4(client: [u8; 4], service: [u8; 4], segment: &Segment) -> [u8; TCP_LEN] {
-    reset(segment, checksum::words4(client) + checksum::words4(service))
-}
-
-/// The RST to an IPv6 segment from `client` to `service`.
-#[inline(always)]
-pub fn reset6(client: &[u8; 16], service: &[u8; 16], segment: &Segment) -> [u8; TCP_LEN] {
-    reset(segment, checksum::words(client) + checksum::words(service))
 }
 
 /// IPv4 header of an answer with `len` bytes behind it.
@@ -97,12 +85,12 @@ pub fn unreachable4(quote: u16) -> [u8; ICMP_LEN] {
     icmp(3, 3, quote.into())
 }
 
-/// ICMPv6 header of a port unreachable: type 1, code 4. `quote` is the folded sum of what is quoted.
+/// ICMPv6 header of a port unreachable: type 1, code 4. `addresses` and `quote` are folded sums: of both addresses, and
+/// of what is quoted.
 #[inline(always)]
-pub fn unreachable6(client: &[u8; 16], service: &[u8; 16], quote: u16) -> [u8; ICMP_LEN] {
+pub fn unreachable6(addresses: u16, quote: u16) -> [u8; ICMP_LEN] {
     let length = u32::from(((QUOTE6 + ICMP_LEN) as u16).to_be()) + u32::from(u16::from_ne_bytes([0, ICMPV6]));
-    let pseudo = checksum::words(client) + checksum::words(service) + length;
-    icmp(1, 4, pseudo + u32::from(quote))
+    icmp(1, 4, length + u32::from(addresses) + u32::from(quote))
 }
 
 #[inline(always)]
@@ -127,7 +115,8 @@ mod tests {
             client: [u8; 4], service: [u8; 4], ports: [u8; 4], sequence: u32, acknowledged: u32, flags in 0u8..64,
             payload: u16,
         ) {
-            let bytes = reset4(client, service, &segment(ports, sequence, acknowledged, flags, payload));
+            let addresses = checksum::fold(checksum::words(&client) + checksum::words(&service));
+            let bytes = reset(&segment(ports, sequence, acknowledged, flags, payload), addresses);
             let tcp = TcpHeaderSlice::from_slice(&bytes).unwrap();
             prop_assert_eq!(tcp.source_port().to_be_bytes(), [ports[2], ports[3]]);
             prop_assert_eq!(tcp.destination_port().to_be_bytes(), [ports[0], ports[1]]);
@@ -148,7 +137,8 @@ mod tests {
 
         #[test]
         fn a_reset_over_ipv6_has_the_right_checksum(client: [u8; 16], service: [u8; 16], ports: [u8; 4], flags in 0u8..64) {
-            let bytes = reset6(&client, &service, &segment(ports, 7, 9, flags, 3));
+            let addresses = checksum::fold(checksum::words(&client) + checksum::words(&service));
+            let bytes = reset(&segment(ports, 7, 9, flags, 3), addresses);
             let tcp = TcpHeaderSlice::from_slice(&bytes).unwrap();
             prop_assert_eq!(tcp.checksum(), tcp.to_header().calc_checksum_ipv6_raw(service, client, &[]).unwrap());
             let mut header = [0; 40];
@@ -165,9 +155,10 @@ mod tests {
             let v4 = Icmpv4Slice::from_slice(&icmp).unwrap();
             prop_assert_eq!((v4.type_u8(), v4.code_u8()), (3, 3));
             prop_assert_eq!(v4.checksum(), v4.icmp_type().calc_checksum(v4.payload()));
+            let addresses = checksum::fold(checksum::words(&client) + checksum::words(&service));
             let mut quote = [0; QUOTE6];
             quote[..32].copy_from_slice(&quote6);
-            let icmp = std::vec![unreachable6(&client, &service, checksum::fold(checksum::words(&quote))).to_vec(), quote.to_vec()].concat();
+            let icmp = std::vec![unreachable6(addresses, checksum::fold(checksum::words(&quote))).to_vec(), quote.to_vec()].concat();
             let v6 = Icmpv6Slice::from_slice(&icmp).unwrap();
             prop_assert_eq!((v6.type_u8(), v6.code_u8()), (1, 4));
             prop_assert!(v6.is_checksum_valid(service, client));

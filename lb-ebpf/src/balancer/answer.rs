@@ -75,12 +75,13 @@ fn segment<A>(frame: &Frame, at: usize, packet: &Packet<A>) -> Option<Segment> {
     if packet.tcp_flags & TCP_RST != 0 {
         return None;
     }
-    let tcp: [u8; TCP_LEN] = frame.read(at + usize::from(packet.ip_header_len))?;
-    let headers = u32::from(packet.ip_header_len) + u32::from(tcp[12] >> 4) * 4;
+    let tcp = at + usize::from(packet.ip_header_len);
+    let [offset, ..]: [u8; 2] = frame.read(tcp + 12)?;
+    let headers = u32::from(packet.ip_header_len) + u32::from(offset >> 4) * 4;
     Some(Segment {
         ports: packet.ports,
-        sequence: u32::from_be_bytes([tcp[4], tcp[5], tcp[6], tcp[7]]),
-        acknowledged: u32::from_be_bytes([tcp[8], tcp[9], tcp[10], tcp[11]]),
+        sequence: u32::from_be_bytes(frame.read(tcp + 4)?),
+        acknowledged: u32::from_be_bytes(frame.read(tcp + 8)?),
         flags: packet.tcp_flags,
         payload: u32::from(packet.ip_len) - headers,
     })
@@ -91,17 +92,19 @@ fn reset4(ctx: &XdpContext, frame: &Frame, at: usize, packet: &Packet<[u8; 4]>) 
     let segment = segment(frame, at, packet)?;
     let frame = cut(ctx, at + IPV4_LEN + TCP_LEN)?;
     turn_macs(&frame)?;
-    frame.write(at, answer::header4(packet.source, packet.destination, PROTOCOLS.0, TCP_LEN))?;
-    frame.write(at + IPV4_LEN, answer::reset4(packet.source, packet.destination, &segment))
+    let addresses = frame.sum::<8>(at + 12)?;
+    frame.write(at + IPV4_LEN, answer::reset(&segment, addresses))?;
+    frame.write(at, answer::header4(packet.source, packet.destination, PROTOCOLS.0, TCP_LEN))
 }
 
 #[inline(always)]
-fn reset6(ctx: &XdpContext, frame: &Frame, at: usize, packet: &Packet<[u8; 16]>) -> Option<()> {
+fn reset6<A>(ctx: &XdpContext, frame: &Frame, at: usize, packet: &Packet<A>) -> Option<()> {
     let segment = segment(frame, at, packet)?;
     let frame = cut(ctx, at + IPV6_LEN + TCP_LEN)?;
     turn_macs(&frame)?;
-    write6(&frame, at, packet, PROTOCOLS.0, TCP_LEN)?;
-    frame.write(at + IPV6_LEN, answer::reset6(&packet.source, &packet.destination, &segment))
+    let addresses = frame.sum::<32>(at + 8)?;
+    frame.write(at + IPV6_LEN, answer::reset(&segment, addresses))?;
+    write6(&frame, at, at, PROTOCOLS.0, TCP_LEN)
 }
 
 #[inline(always)]
@@ -118,22 +121,27 @@ fn unreachable4(ctx: &XdpContext, at: usize, packet: &Packet<[u8; 4]>) -> Option
 }
 
 #[inline(always)]
-fn unreachable6(ctx: &XdpContext, at: usize, packet: &Packet<[u8; 16]>) -> Option<()> {
+fn unreachable6<A>(ctx: &XdpContext, at: usize, packet: &Packet<A>) -> Option<()> {
     if usize::from(packet.ip_header_len) != IPV6_LEN {
         return None;
     }
     let frame = make_room::<{ IPV6_LEN + ICMP_LEN }>(ctx, at, QUOTE6)?;
     turn_macs(&frame)?;
-    write6(&frame, at, packet, PROTOCOLS.2, ICMP_LEN + QUOTE6)?;
-    let quote = frame.sum::<{ QUOTE6 as u32 }>(at + IPV6_LEN + ICMP_LEN)?;
-    frame.write(at + IPV6_LEN, answer::unreachable6(&packet.source, &packet.destination, quote))
+    let quoted = at + IPV6_LEN + ICMP_LEN;
+    let addresses = frame.sum::<32>(quoted + 8)?;
+    let quote = frame.sum::<{ QUOTE6 as u32 }>(quoted)?;
+    frame.write(at + IPV6_LEN, answer::unreachable6(addresses, quote))?;
+    write6(&frame, at, quoted, PROTOCOLS.2, ICMP_LEN + QUOTE6)
 }
 
+/// The IPv6 header of an answer to the packet whose header stands at `answered`, maybe in the same place.
 #[inline(always)]
-fn write6(frame: &Frame, at: usize, packet: &Packet<[u8; 16]>, protocol: u8, len: usize) -> Option<()> {
+fn write6(frame: &Frame, at: usize, answered: usize, protocol: u8, len: usize) -> Option<()> {
+    let source: [u8; 16] = frame.read(answered + 8)?;
+    let destination: [u8; 16] = frame.read(answered + 24)?;
     frame.write(at, answer::header6(protocol, len))?;
-    frame.write(at + 8, packet.destination)?;
-    frame.write(at + 24, packet.source)
+    frame.write(at + 8, destination)?;
+    frame.write(at + 24, source)
 }
 
 /// Back to where it came from.

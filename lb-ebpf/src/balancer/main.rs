@@ -11,8 +11,8 @@ mod answer;
 mod balance;
 mod forward;
 mod maps;
-mod track;
 mod sweep;
+mod track;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 use lb_common::outcome::Outcome;

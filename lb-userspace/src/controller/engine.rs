@@ -93,7 +93,9 @@ impl Engine {
         engine.compiler.adopt(&tables, now);
         let mut noted = Vec::new();
         for (id, record) in &tables.records {
-            if let (Some(backend), Some(note)) = (tables.backends.get(id), records::noted(record, engine.clock)) {
+            if let (Some(backend), Some(note)) =
+                (tables.backends.get(id), records::noted(record, engine.clock))
+            {
                 engine.services_of.insert(*id, Arc::clone(&note.service));
                 noted.push((address(backend), note));
             }
@@ -351,12 +353,8 @@ impl Engine {
 /// Nothing is known of a server that nobody has probed: it may well be up.
 fn suppose_up(knowledge: &mut Knowledge, admin: AdminState, address: IpAddr) {
     knowledge.takes_new = admin == AdminState::Active;
-    knowledge.route = knowledge.route.or(Some(Route {
-        ifindex: 0,
-        next_hop: [0; 6],
-        own: [0; 6],
-        outer_source: address,
-    }));
+    knowledge.route =
+        knowledge.route.or(Some(Route { ifindex: 0, next_hop: [0; 6], own: [0; 6], outer_source: address }));
 }
 
 /// `CLOCK_MONOTONIC`, as the kernel's programs read it.

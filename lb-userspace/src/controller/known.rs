@@ -117,7 +117,9 @@ impl Known {
             for backend in &service.backends {
                 if let Some(old_key) = old_names.get(&server(service, backend)) {
                     self.carry_over(&before, old_key, backend_ref(service, backend), backend);
-                } else if let Some(left) = before.leaving_of(service).iter().find(|l| is_same(&l.spec, backend)) {
+                } else if let Some(left) =
+                    before.leaving_of(service).iter().find(|l| is_same(&l.spec, backend))
+                {
                     // It was drained because it left; now it is as the file says.
                     let verdict = before.verdict(&left.key);
                     self.verdicts.insert(backend_ref(service, backend), verdict);
@@ -314,12 +316,7 @@ impl Known {
     /// What the tables have to know of those that have left a service.
     pub fn of_leaving(&self, service: &ServiceSpec, now: Instant) -> Vec<(&BackendSpec, Knowledge)> {
         let known = |left: &Leaving| self.knowledge(service, &left.spec, &left.key, Some(left.since), now);
-        self.leaving
-            .get(&service.name)
-            .into_iter()
-            .flatten()
-            .map(|left| (&left.spec, known(left)))
-            .collect()
+        self.leaving.get(&service.name).into_iter().flatten().map(|left| (&left.spec, known(left))).collect()
     }
 
     /// `left`: since when it is leaving, if it is.

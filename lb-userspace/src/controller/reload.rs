@@ -249,7 +249,13 @@ services:
                 drain_is_over: false,
                 is_last_resort: true,
                 route: Some(route),
-                note: Note { health: Health::Up, cause: Reason::None, word: None, drain_since: None, leaving: false },
+                note: Note {
+                    health: Health::Up,
+                    cause: Reason::None,
+                    word: None,
+                    drain_since: None,
+                    leaving: false,
+                },
             }
         };
         let mut compile = |spec: &Spec| {

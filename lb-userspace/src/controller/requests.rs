@@ -76,7 +76,8 @@ impl Controller {
         backend: &str,
         state: AdminState,
     ) -> Result<AdminReply, AdminError> {
-        let is_leaving = self.engine.known().leaving_of(service).iter().any(|left| &*left.spec.name == backend);
+        let is_leaving =
+            self.engine.known().leaving_of(service).iter().any(|left| &*left.spec.name == backend);
         if !is_leaving {
             let text = format!("service `{}` has no backend `{backend}`", service.name);
             return Err(AdminError::NotFound(text));
@@ -84,7 +85,10 @@ impl Controller {
         if state == AdminState::Drain {
             return Ok(AdminReply { changed: false, state, notes: vec!["it is leaving: it drains".into()] });
         }
-        Err(AdminError::Refused(format!("{}/{backend} has left the file and drains; put it back there", service.name)))
+        Err(AdminError::Refused(format!(
+            "{}/{backend} has left the file and drains; put it back there",
+            service.name
+        )))
     }
 
     fn compiled(&self, service: &ServiceSpec) -> &[CompiledBackend] {

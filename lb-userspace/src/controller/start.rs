@@ -31,7 +31,9 @@ use crate::{
         spec::XdpMode,
         watch::{FileEvent, Stillness, Watcher},
     },
-    dataplane::bpf::{self, AttachError, Attached, BpfProgram, SweepError, SweepHandle, SweepParts, SweepResults},
+    dataplane::bpf::{
+        self, AttachError, Attached, BpfProgram, SweepError, SweepHandle, SweepParts, SweepResults,
+    },
     flows::{Cadence, SweepResult},
     health::{HealthChecks, HealthEvents},
     logging,
@@ -88,7 +90,8 @@ pub async fn run(options: &Options) -> Result<()> {
     let signals = Signals::new()?;
     let spec = Arc::new(loaded.spec.clone());
     let (maps, mut program) = bpf::load(&spec.limits)?;
-    let sweeper = program.take_sweep_parts().map(SweepParts::spawn).transpose().context("start the sweeper")?;
+    let sweeper =
+        program.take_sweep_parts().map(SweepParts::spawn).transpose().context("start the sweeper")?;
     let mut net = NetWatch::spawn(BTreeSet::new()).context("watch the network by netlink")?;
     let (checks, health_events) = HealthChecks::new();
     let engine = Engine::new(Arc::clone(&spec), Box::new(maps));
@@ -108,7 +111,20 @@ pub async fn run(options: &Options) -> Result<()> {
     let (handle, mailbox) = handle::channel();
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(server.run(handle, async { drop(stopped.await) }));
-    Loop { options, controller, watcher, signals, net, health_events, mailbox, pending: None, sweeper, cadence: Cadence::new(Instant::now()) }.run().await;
+    Loop {
+        options,
+        controller,
+        watcher,
+        signals,
+        net,
+        health_events,
+        mailbox,
+        pending: None,
+        sweeper,
+        cadence: Cadence::new(Instant::now()),
+    }
+    .run()
+    .await;
     tracing::info!("leaving: the data path is detached");
     drop(stop);
     drop(serving.await);

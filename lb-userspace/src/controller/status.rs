@@ -59,8 +59,9 @@ fn service(
     let sum_of = |get: fn(&Rates) -> f64| (!rates.is_empty()).then(|| rates.iter().map(get).sum::<f64>());
     let connections_per_s = sum_of(|r| r.connections);
     let shown = |backend: &Subject<'_>| {
-        let share =
-            |rates: Rates| connections_per_s.filter(|total| *total > 0.0).map(|total| rates.connections / total);
+        let share = |rates: Rates| {
+            connections_per_s.filter(|total| *total > 0.0).map(|total| rates.connections / total)
+        };
         let rates = counters.rates(backend.compiled.id);
         BackendStatus {
             real_share: rates.and_then(share),
@@ -68,7 +69,8 @@ fn service(
             ..backend.status(engine, health.get(&backend.key), counters.last(backend.compiled.id), now)
         }
     };
-    let backends = spec.backends.iter().zip(&compiled.backends).map(|(b, c)| Subject::of_file(engine, spec, b, c));
+    let backends =
+        spec.backends.iter().zip(&compiled.backends).map(|(b, c)| Subject::of_file(engine, spec, b, c));
     let left = engine.known().leaving_of(spec).iter().zip(&compiled.leaving);
     let leaving = left.map(|(left, c)| Subject::leaving(spec, left, c));
     let total = all().map(|b| counters.last(b.id)).fold(engine.left_behind(&spec.name), engine::add);

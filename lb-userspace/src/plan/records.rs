@@ -175,7 +175,9 @@ mod tests {
                 (Health::Down, Reason::L4Timeout),
             ] {
                 let hour = Duration::from_hours(1);
-                for drain_since in [None, Some(clock.instant), Some(clock.instant - hour), Some(clock.instant + hour)] {
+                for drain_since in
+                    [None, Some(clock.instant), Some(clock.instant - hour), Some(clock.instant + hour)]
+                {
                     let note = Note { health, cause, word, drain_since, leaving: drain_since.is_some() };
                     let service = &spec.services[0];
                     let record = record(service, &service.backends[0], &note, clock);

@@ -235,7 +235,8 @@ impl Rings {
         }
         let placed = self.placed.get_mut(wish.name).expect("it was there or has just been placed");
         if placed.whole.members != wish.pool {
-            placed.whole = Arc::new(Whole { ids: ring::build(&wish.pool, wish.size), members: wish.pool.clone() });
+            placed.whole =
+                Arc::new(Whole { ids: ring::build(&wish.pool, wish.size), members: wish.pool.clone() });
             placed.target = Arc::new(Target::new(&placed.whole, wish.members.clone()));
         } else if placed.target.members != wish.members {
             placed.target = Arc::new(Target::new(&placed.whole, wish.members.clone()));

@@ -3,7 +3,11 @@
 use std::path::Path;
 
 use super::*;
-use crate::{config::parse, dataplane::memory::Memory, net::{NextHop, Unreachable}};
+use crate::{
+    config::parse,
+    dataplane::memory::Memory,
+    net::{NextHop, Unreachable},
+};
 
 const THREE: &str = "
     - {name: s1, address: 10.0.0.11}
@@ -168,7 +172,10 @@ fn what_stands_between_us_and_a_backend_is_said() {
     engine.set_next_hops([hop(11, [0, 0, 0, 0])].into());
     assert_eq!(engine.known().obstacle(address), None, "l2 needs no source");
     assert!(!engine.known().next_hops_settled(), "s2 has no answer yet");
-    assert_eq!(engine.known().obstacle([10, 0, 0, 12].into()).expect("unknown"), "its next hop is not known yet");
+    assert_eq!(
+        engine.known().obstacle([10, 0, 0, 12].into()).expect("unknown"),
+        "its next hop is not known yet"
+    );
     engine.set_spec(spec_with("ipip", THREE), Instant::now());
     assert_eq!(
         engine.known().obstacle(address).expect("no source"),

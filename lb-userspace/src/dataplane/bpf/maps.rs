@@ -174,7 +174,8 @@ impl Dataplane for BpfMaps {
 
     fn refused_pins(&self) -> Result<u64, ApplyError> {
         let stats = self.pins.get(&0, 0);
-        let stats = stats.map_err(|e| ApplyError { op: "read the count of pins".into(), reason: chain(&e) })?;
+        let stats =
+            stats.map_err(|e| ApplyError { op: "read the count of pins".into(), reason: chain(&e) })?;
         Ok(stats.iter().map(|cpu| cpu.refused).sum())
     }
 

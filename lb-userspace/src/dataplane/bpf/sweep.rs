@@ -89,7 +89,9 @@ impl SweepParts {
             eraser: Eraser { program, items: SweepMemory::map(items.as_fd()).map_err(failed)? },
         };
         // UDP need not wait for the first walk.
-        parts.set_udp_room(u64::from(flows / 2), 0, &[]).map_err(|e| load_error("open the flow table to UDP", &e))?;
+        parts
+            .set_udp_room(u64::from(flows / 2), 0, &[])
+            .map_err(|e| load_error("open the flow table to UDP", &e))?;
         Ok(parts)
     }
 

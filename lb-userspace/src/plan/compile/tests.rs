@@ -106,9 +106,7 @@ fn nothing_leaks() {
 fn what_does_not_fit_is_refused_with_a_remedy() {
     let refusal = |limits: Limits| {
         let spec = spec("'[2001:db8::10]:80/tcp', '192.0.2.10:80-82/tcp'", 251, limits);
-        compile(&mut compiler(&limits), &spec, &known, Instant::now())
-            .map(drop)
-            .map_err(|e| e.to_string())
+        compile(&mut compiler(&limits), &spec, &known, Instant::now()).map(drop).map_err(|e| e.to_string())
     };
     let fitting = Limits { services: 4, backends: 3, slots: 251, flows: 1 };
     assert_eq!(

@@ -6,6 +6,7 @@
 
 mod client;
 mod device;
+mod flood;
 mod lab;
 mod long;
 pub mod netns;
@@ -19,13 +20,14 @@ mod udp;
 mod xlb;
 
 pub use client::{Client, Failure, Tally};
+pub use flood::{Flood, FloodReport, Flooding};
 pub use lab::{ConfigSource, Lab, LabConfig};
-pub use long::{LongConns, LongReport};
+pub use long::{Back, Break, LongConns, LongReport, STALL};
 pub use netns::{Netns, NetnsHandle};
 pub use process::{ServerProgram, beside_this_binary};
 pub use rustix::process::Signal;
 pub use status::{Backend, Status};
-pub use topology::{Forward, SERVICE_V4, SERVICE_V6, Topology, TopologyConfig};
+pub use topology::{Forward, Host, SERVICE_V4, SERVICE_V6, Topology, TopologyConfig};
 pub use traffic::{Record, Traffic};
 pub use udp::{UdpFlows, UdpRound};
 pub use xlb::Xlb;

@@ -132,14 +132,17 @@ fn load_pass() -> io::Result<OwnedFd> {
 
 /// bpf(2) for the commands that return a new file descriptor.
 pub fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
+    let fd = bpf_call(command, attr)?;
+    // SAFETY: the command's result is a file descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// bpf(2).
+pub fn bpf_call<T>(command: libc::c_long, attr: &T) -> io::Result<i32> {
     // SAFETY: `attr` is the leading part of the command's bpf_attr (the kernel takes the rest as zero), its size is
     // given, and what it points to outlives the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attr, size_of::<T>()) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a result of zero or more is a file descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attr, size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
 }
 
 /// The index of a device in the calling thread's namespace.

@@ -133,9 +133,16 @@ impl Topology {
         let mut balancers = vec![host(group, &switch, "balancer", u16::from(config.pair), BALANCER)?];
         if config.pair {
             balancers.push(host(group, &switch, "balancer2", 1, BALANCER + 1)?);
+            // XDP sees frames for any MAC. A network card drops others' frames; here the switch keeps them away, as the
+            // frames for a lost balancer would otherwise be flooded to, and served by, the other one.
+            let no_flood =
+                |host: &Host| format!("link set {} type bridge_slave flood off\n", port(&host.name));
+            switch.ip_batch(&balancers.iter().map(no_flood).collect::<String>())?;
         }
         let attach = |balancer: &Host| PassLink::attach(&switch, &port(&balancer.name));
         let mut pass = balancers.iter().map(attach).collect::<Result<Vec<_>>>()?;
+        // Without txrehash 0 a sender that loses a packet has the router choose anew: a veth keeps the sender's hash,
+        // which no wire does.
         client.sysctl_of_host(&[("net/ipv4/ip_local_port_range", "10000 65000")])?;
         client.netns.ip_batch(&client_lines(&config))?;
         if config.servers_behind {

@@ -24,6 +24,8 @@ pub struct ConfigFile {
     pub service_keys: Vec<String>,
     /// The service's backends.
     pub backends: Vec<BackendLine>,
+    /// More services, each as it stands in the file.
+    pub services: Vec<String>,
 }
 
 impl ConfigFile {
@@ -37,8 +39,8 @@ impl ConfigFile {
             weight: 100,
             state: "active",
         };
-        let (keys, service_keys) = (Vec::new(), Vec::new());
-        Self { keys, service_keys, backends: (1..=backends).map(backend).collect() }
+        let backends = (1..=backends).map(backend).collect();
+        Self { keys: Vec::new(), service_keys: Vec::new(), backends, services: Vec::new() }
     }
 
     /// The same with one more key of the service.
@@ -86,6 +88,9 @@ impl ConfigFile {
                 text,
                 "      - {{name: {name}, address: \"{address}\", weight: {weight}, state: {state}}}"
             );
+        }
+        for service in &self.services {
+            let _ = writeln!(text, "  - {service}");
         }
         text
     }

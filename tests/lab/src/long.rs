@@ -20,7 +20,10 @@ use rustix::{
     fs::Timespec,
 };
 
-use crate::client::{Client, Failure, connect_here};
+use crate::{
+    client::{Client, Failure, connect_here},
+    wait_for,
+};
 
 /// From one line to the next.
 const PERIOD: Duration = Duration::from_millis(50);
@@ -166,6 +169,14 @@ impl LongConns {
             report.strays += conn.strays;
         }
         report
+    }
+
+    /// Waits until as many lines have come back as there are connections that live, times `lines`; `None` if that takes
+    /// longer than `limit`.
+    pub fn exchange(&self, lines: u64, limit: Duration) -> Option<LongReport> {
+        let before = self.report();
+        let enough = before.exchanged + lines * before.alive_total();
+        wait_for(limit, || Some(self.report()).filter(|report| report.exchanged >= enough))
     }
 
     /// Forgets stalls so far, to measure those of what comes next.

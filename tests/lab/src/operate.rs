@@ -11,8 +11,11 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use crate::{
+    lab::Lab,
     netns::{DIR_PREFIX, RUN_DIR, sweep, unique},
     process::{beside_this_binary, check},
+    status::Status,
+    wait_for,
     xlb::Xlb,
 };
 
@@ -60,6 +63,21 @@ impl Xlb {
                 Ok(Event { at, kind: word("kind"), backend: word("backend"), text: word("text") })
             })
             .collect()
+    }
+}
+
+impl Lab {
+    /// Waits until `xlb status` says so, and says how long it took.
+    pub fn wait_status(
+        &self,
+        limit: Duration,
+        what: &str,
+        holds: impl Fn(&Status) -> bool,
+    ) -> Result<Duration> {
+        let start = Instant::now();
+        wait_for(limit, || self.status().ok().filter(|status| holds(status)))
+            .with_context(|| format!("not within {limit:?}: {what}"))?;
+        Ok(start.elapsed())
     }
 }
 

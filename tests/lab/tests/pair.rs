@@ -38,12 +38,8 @@ fn forwarded(pair: &Pair, balancer: usize) -> u64 {
     pair.balancers()[balancer].status().unwrap().outcome("forwarded")
 }
 
-/// Lets every connection that lives exchange some lines.
 fn exchange(long: &LongConns) -> LongReport {
-    let before = long.report();
-    let enough = before.exchanged + 4 * before.alive_total();
-    wait_for(10 * SECOND, || (long.report().exchanged >= enough).then_some(())).expect("lines come back");
-    long.report()
+    long.exchange(4, 10 * SECOND).expect("lines come back")
 }
 
 #[test]

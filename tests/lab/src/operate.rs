@@ -120,34 +120,50 @@ impl Drop for Installed {
     }
 }
 
-/// Changes one instruction in each section of code of the BPF objects embedded in `program`, where it can, into another that means the same: `if a > N` is
-/// `if a >= N + 1`. The kernel sees another program, with another tag.
+/// Changes one instruction in each section of code of the BPF objects embedded in `program`, where it can, into
+/// another that means the same: `if a > N` is `if a >= N + 1`. The kernel sees another program, with another tag.
 pub fn with_other_bpf(program: &mut [u8]) -> Result<()> {
     let objects: Vec<_> =
         (0..program.len().saturating_sub(64)).filter(|at| is_bpf(&program[*at..])).collect();
     ensure!(!objects.is_empty(), "there is no BPF object in this program");
+    let mut changed = 0;
     for object in objects {
-        let sections = code_sections(&program[object..])?;
-        let jump = |(start, length): (usize, usize)| {
-            let start = object + start;
-            Some(start + greater_than(program.get(start..start + length)?)?)
-        };
-        let jumps: Vec<_> = sections.into_iter().filter_map(jump).collect();
-        ensure!(!jumps.is_empty(), "there is no `if a > N` in the BPF object at {object}");
-        for jump in jumps {
-            program[jump] = JGE;
-            let immediate = i32::from_le_bytes(program[jump + 4..jump + 8].try_into()?);
-            program[jump + 4..jump + 8].copy_from_slice(&(immediate + 1).to_le_bytes());
+        for (start, length) in code_sections(&program[object..])? {
+            let code = program.get_mut(object + start..object + start + length);
+            changed += usize::from(say_otherwise(code.context("the BPF object ends early")?));
         }
     }
+    ensure!(changed > 0, "there is no comparison to say otherwise in any BPF object");
     Ok(())
 }
 
-/// `BPF_JMP | BPF_JGT | BPF_K` and its neighbour; both compare without sign.
-const JGT: u8 = 0x25;
-const JGE: u8 = 0x35;
 /// `BPF_LD | BPF_IMM | BPF_DW`, the only instruction of two words.
 const LOAD_WIDE: u8 = 0x18;
+/// `if a > N` and `if a < N` without sign, of 64 and 32 bits, and what to add to N when `=` joins them.
+const COMPARISONS: [(u8, i32); 4] = [(0x25, 1), (0x26, 1), (0xa5, -1), (0xa6, -1)];
+/// From an opcode of these to that with `=`.
+const OR_EQUAL: u8 = 0x10;
+
+/// Says the first comparison with a number otherwise; `false` if there is none.
+fn say_otherwise(code: &mut [u8]) -> bool {
+    let mut second_word = false;
+    for instruction in code.chunks_exact_mut(8) {
+        let was_second_word = second_word;
+        second_word = !was_second_word && instruction[0] == LOAD_WIDE;
+        if was_second_word {
+            continue;
+        }
+        let number = i32::from_le_bytes([instruction[4], instruction[5], instruction[6], instruction[7]]);
+        let comparison = COMPARISONS.iter().find(|(opcode, _)| *opcode == instruction[0]);
+        // Numbers in this range do not wrap, and mean the same with 32 and 64 bits.
+        if let Some((_, more)) = comparison.filter(|_| (1..i32::MAX).contains(&number)) {
+            instruction[0] += OR_EQUAL;
+            instruction[4..].copy_from_slice(&(number + more).to_le_bytes());
+            return true;
+        }
+    }
+    false
+}
 
 /// Whether a little-endian 64-bit ELF object for machine 247, BPF, starts here.
 fn is_bpf(bytes: &[u8]) -> bool {
@@ -171,30 +187,21 @@ fn code_sections(object: &[u8]) -> Result<Vec<(usize, usize)>> {
     Ok(found)
 }
 
-/// Where the first jump is that can be said otherwise.
-fn greater_than(code: &[u8]) -> Option<usize> {
-    let mut at = 0;
-    while let Some(instruction) = code.get(at..at + 8) {
-        let immediate = i32::from_le_bytes(instruction[4..].try_into().ok()?);
-        if instruction[0] == JGT && (0..i32::MAX).contains(&immediate) {
-            return Some(at);
-        }
-        at += if instruction[0] == LOAD_WIDE { 16 } else { 8 };
-    }
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn only_an_unsigned_comparison_with_a_number_is_replaced() {
-        let wide = [LOAD_WIDE, 1, 0, 0, JGT, 0, 0, 0, JGT, 0, 0, 0, 0, 0, 0, 0];
+    fn only_an_unsigned_comparison_with_a_number_is_said_otherwise() {
+        let wide = [LOAD_WIDE, 1, 0, 0, 0, 0, 0, 0, 0x25, 0, 0, 0, 9, 0, 0, 0];
         let signed = [0x65, 1, 2, 0, 9, 0, 0, 0];
-        let jump = [JGT, 1, 2, 0, 9, 0, 0, 0];
-        assert_eq!(greater_than(&[&wide[..], &signed, &jump].concat()), Some(24));
-        assert_eq!(greater_than(&[&wide[..], &signed].concat()), None);
+        for (opcode, other, number) in [(0x25, 0x35, 10), (0x26, 0x36, 10), (0xa5, 0xb5, 8), (0xa6, 0xb6, 8)]
+        {
+            let mut code = [&wide[..], &signed, &[opcode, 1, 2, 0, 9, 0, 0, 0]].concat();
+            assert!(say_otherwise(&mut code));
+            assert_eq!(code, [&wide[..], &signed, &[other, 1, 2, 0, number, 0, 0, 0]].concat());
+        }
+        assert!(!say_otherwise(&mut [&wide[..], &signed].concat()));
     }
 
     #[test]

@@ -21,19 +21,21 @@ pub struct Pace {
     pub timeout: Duration,
     /// So many requests may be stuck at a time before the rate suffers.
     pub workers: u32,
+    /// Whether a worker makes up for what it missed while it was stuck, so that the rate holds on a busy machine.
+    pub makes_up: bool,
 }
 
 impl Pace {
     /// A background to what a test does: whatever takes a second has failed.
     pub const fn steady(rate: u32) -> Self {
-        Self { rate, timeout: Duration::from_secs(1), workers: 24 }
+        Self { rate, timeout: Duration::from_secs(1), workers: 24, makes_up: false }
     }
 
     /// Many connections: one that loses a packet on the way is no failure but slow ([`Tally::slowest`]).
     ///
     /// Servers close first, so no port of the client stays in TIME_WAIT.
     pub const fn heavy(rate: u32) -> Self {
-        Self { rate, timeout: Duration::from_secs(5), workers: 64 }
+        Self { rate, timeout: Duration::from_secs(5), workers: 64, makes_up: true }
     }
 }
 
@@ -76,7 +78,7 @@ impl Traffic {
                 }
                 let period = Duration::from_secs(1) / pace.rate.max(1);
                 let next = start + period * number;
-                let turn = Turn { next, period: period * pace.workers, number, timeout: pace.timeout };
+                let turn = Turn { next, period: period * pace.workers, number, pace };
                 turn.work(&to, &records, &stop);
             })
         });
@@ -112,13 +114,13 @@ impl Traffic {
     }
 }
 
-/// One worker: a request every `period`, its first at `next`. What it missed while it was stuck is not made up for.
+/// One worker: a request every `period`, its first at `next`.
 #[derive(Debug, Clone, Copy)]
 struct Turn {
     next: Instant,
     period: Duration,
     number: u32,
-    timeout: Duration,
+    pace: Pace,
 }
 
 impl Turn {
@@ -130,10 +132,13 @@ impl Turn {
             }
             let Some(to) = to.get(turn % to.len().max(1)) else { return };
             let start = Instant::now();
-            let result = request_here(None, *to, "GET", "/", self.timeout);
+            let result = request_here(None, *to, "GET", "/", self.pace.timeout);
             let record = Record { start, took: start.elapsed(), result };
             records.lock().unwrap_or_else(PoisonError::into_inner).push(record);
-            self.next = (self.next + self.period).max(Instant::now());
+            self.next += self.period;
+            if !self.pace.makes_up {
+                self.next = self.next.max(Instant::now());
+            }
         }
     }
 }

@@ -225,9 +225,10 @@ fn connections_of_a_dead_server_are_reset_and_come_back_and_no_other_notices() {
         assert!(back.server != "s2" && back.after < SECOND / 10, "{back:?}");
     }
     for server in ["s1", "s3"] {
-        assert!(report.max_stall[server] < SECOND / 5, "{report}");
+        assert!(report.max_stall[server] < STALL / 2, "{report}");
     }
-    println!("{report}");
+    let back = report.broken.iter().filter_map(|broken| broken.back.as_ref());
+    println!("{report}; the last was back after {:?}", back.map(|back| back.after).max());
 }
 
 /// From one packet of a connection that gets no answer to its next: a retransmission, and some delay on a busy machine.

@@ -11,7 +11,7 @@ use std::{
 
 use lb_lab::{
     Client, ECHO_PORT, ECHO_V4, ECHO_V6, Failure, Flood, HTTP_PORT, HTTP_V4, HTTP_V6, Lab, LabConfig,
-    LongConns, SERVICE_V4, SERVICE_V6, ServerProgram, TopologyConfig, Traffic, UdpFlows, root_or_skip,
+    LongConns, Pace, SERVICE_V4, SERVICE_V6, ServerProgram, TopologyConfig, Traffic, UdpFlows, root_or_skip,
     wait_for,
 };
 
@@ -232,6 +232,30 @@ fn restless_connections_come_back_and_say_when() {
         assert!(back.server == "s1" && back.after < before.elapsed(), "{report:?}");
     }
     assert_eq!((report.broken.len(), other.report().broken.len(), other.report().stalled), (50, 0, 0));
+}
+
+#[test]
+fn a_thousand_connections_a_second_are_sustained_and_none_is_left_out() {
+    const RATE: u64 = 1000;
+    if !root_or_skip() {
+        return;
+    }
+    let lab = lab(TopologyConfig::default());
+    let to: Vec<_> = ["s1", "s2", "s3"].iter().flat_map(|server| own(&lab, server, HTTP_PORT)).collect();
+    let start = Instant::now();
+    let traffic = Traffic::start_at(lab.client(), &to, Pace::heavy(RATE as u32));
+    std::thread::sleep(5 * SECOND);
+    let tally = traffic.finish();
+    let due = RATE * start.elapsed().as_millis() as u64 / 1000;
+    println!("{tally}, the slowest in {:?}", tally.slowest);
+    assert!(
+        tally.failed() == 0 && (due * 9 / 10..=due + 64).contains(&tally.answered()),
+        "{due} due: {tally}"
+    );
+    // The servers have counted the same: nothing was asked twice or forgotten.
+    let opened =
+        ["s1", "s2", "s3"].iter().map(|server| snmp(&lab, server, "Tcp:", "PassiveOpens")).sum::<u64>();
+    assert_eq!(opened, tally.answered());
 }
 
 #[test]

@@ -44,6 +44,27 @@ pub fn checksum_offload_off(netns: &NetnsHandle, device: &str) -> Result<()> {
         .with_context(|| format!("turn checksum offload of {device} in {} off", netns.name()))
 }
 
+/// The MAC address of a device.
+pub fn hardware_address(netns: &NetnsHandle, device: &str) -> Result<[u8; 6]> {
+    netns
+        .run(|| {
+            let any = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+            // SAFETY: all-zero bytes are a valid ifreq.
+            let mut request: libc::ifreq = unsafe { mem::zeroed() };
+            for (to, from) in request.ifr_name.iter_mut().zip(device_name(device)?.as_bytes()) {
+                *to = from.cast_signed();
+            }
+            // SAFETY: the request names a device and outlives the call, which fills it.
+            if unsafe { libc::ioctl(any.as_raw_fd(), libc::SIOCGIFHWADDR, &raw mut request) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // SAFETY: a successful SIOCGIFHWADDR has written this member.
+            let bytes = unsafe { request.ifr_ifru.ifru_hwaddr.sa_data };
+            Ok(std::array::from_fn(|i| bytes[i].cast_unsigned()))
+        })?
+        .with_context(|| format!("read the address of {device} in {}", netns.name()))
+}
+
 /// An XDP program that passes everything, attached to a device until it is dropped.
 ///
 /// `XDP_TX` and `XDP_REDIRECT` into a veth arrive only if its peer has a program.
@@ -110,19 +131,22 @@ fn load_pass() -> io::Result<OwnedFd> {
 }
 
 /// bpf(2) for the commands that return a new file descriptor.
-fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
+pub fn bpf<T>(command: libc::c_long, attr: &T) -> io::Result<OwnedFd> {
+    let fd = bpf_call(command, attr)?;
+    // SAFETY: the command's result is a file descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// bpf(2).
+pub fn bpf_call<T>(command: libc::c_long, attr: &T) -> io::Result<i32> {
     // SAFETY: `attr` is the leading part of the command's bpf_attr (the kernel takes the rest as zero), its size is
     // given, and what it points to outlives the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attr, size_of::<T>()) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a result of zero or more is a file descriptor that nobody else owns.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw const *attr, size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
 }
 
 /// The index of a device in the calling thread's namespace.
-fn interface_index(device: &str) -> io::Result<u32> {
+pub fn interface_index(device: &str) -> io::Result<u32> {
     let name = device_name(device)?;
     // SAFETY: `name` ends in a zero byte.
     match unsafe { libc::if_nametoindex(name.as_ptr()) } {

@@ -6,9 +6,14 @@
 
 mod client;
 mod device;
+mod file;
+mod flood;
 mod lab;
 mod long;
 pub mod netns;
+mod operate;
+mod pair;
+mod pinned;
 mod process;
 pub mod server;
 mod status;
@@ -19,14 +24,19 @@ mod udp;
 mod xlb;
 
 pub use client::{Client, Failure, Tally};
+pub use file::{BackendLine, ConfigFile};
+pub use flood::{Flood, FloodReport, Flooding};
 pub use lab::{ConfigSource, Lab, LabConfig};
-pub use long::{LongConns, LongReport};
+pub use long::{Back, Break, LongConns, LongReport, STALL};
 pub use netns::{Netns, NetnsHandle};
+pub use operate::{Event, Installed, with_other_bpf, xlb_under_test};
+pub use pair::Pair;
+pub use pinned::PinnedLink;
 pub use process::{ServerProgram, beside_this_binary};
 pub use rustix::process::Signal;
 pub use status::{Backend, Status};
-pub use topology::{Forward, SERVICE_V4, SERVICE_V6, Topology, TopologyConfig};
-pub use traffic::{Record, Traffic};
+pub use topology::{Forward, Host, SERVICE_V4, SERVICE_V6, Topology, TopologyConfig};
+pub use traffic::{Pace, Record, Traffic};
 pub use udp::{UdpFlows, UdpRound};
 pub use xlb::Xlb;
 

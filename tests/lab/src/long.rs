@@ -4,9 +4,10 @@ use std::{
     collections::BTreeMap,
     fmt,
     io::{self, Read as _, Write as _},
+    mem,
     net::{SocketAddr, TcpStream},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -19,26 +20,57 @@ use rustix::{
     fs::Timespec,
 };
 
-use crate::client::{Client, Failure, connect_here};
+use crate::{
+    client::{Client, Failure, connect_here},
+    wait_for,
+};
 
 /// From one line to the next.
 const PERIOD: Duration = Duration::from_millis(50);
 /// Of the opening connect and of the first answer.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// An answer that takes longer is a stall.
+pub const STALL: Duration = Duration::from_secs(1);
 
 /// What became of the connections so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LongReport {
     /// Connections that live, by server.
     pub alive: BTreeMap<String, u64>,
-    /// Connections that broke, by server, and how.
-    pub broken: Vec<(String, Failure)>,
-    /// The longest that an answer took or is taking, by server; of broken connections up to their end.
+    /// Every end of a connection, in no order. One that was opened again may break again.
+    pub broken: Vec<Break>,
+    /// The longest that an answer took or is taking, by server; on broken connections up to their end.
     pub max_stall: BTreeMap<String, Duration>,
+    /// Connections on which an answer took longer than [`STALL`] or is taking so long.
+    pub stalled: u64,
     /// Lines that came back.
     pub exchanged: u64,
     /// Lines that came back from another server than the connection's first: must be 0.
     pub strays: u64,
+}
+
+/// The end of a connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Break {
+    /// The server it was to.
+    pub server: String,
+    /// How it ended.
+    pub failure: Failure,
+    /// When the client learned of it.
+    pub at: Instant,
+    /// The longest that an answer took on it, or had taken by then.
+    pub stall: Duration,
+    /// The connection that took its place, if it was opened again and that succeeded.
+    pub back: Option<Back>,
+}
+
+/// A connection that was opened in place of a broken one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Back {
+    /// From the break to the first answer.
+    pub after: Duration,
+    /// The server that gave it.
+    pub server: String,
 }
 
 impl LongReport {
@@ -49,7 +81,7 @@ impl LongReport {
 
     /// How many connections to a server broke.
     pub fn broken_of(&self, server: &str) -> usize {
-        self.broken.iter().filter(|(name, _)| name == server).count()
+        self.broken.iter().filter(|broken| broken.server == server).count()
     }
 }
 
@@ -59,7 +91,7 @@ impl fmt::Display for LongReport {
         for (server, count) in &self.alive {
             write!(f, " {server} {count}")?;
         }
-        write!(f, ", {} broken, longest stall", self.broken.len())?;
+        write!(f, ", {} broken, {} stalled, longest stall", self.broken.len(), self.stalled)?;
         for (server, stall) in &self.max_stall {
             write!(f, " {server} {} ms", stall.as_millis())?;
         }
@@ -70,20 +102,24 @@ impl fmt::Display for LongReport {
 /// Long connections that are kept busy until this is dropped.
 #[derive(Debug)]
 pub struct LongConns {
-    conns: Arc<Mutex<Vec<Conn>>>,
+    conns: Arc<Conns>,
     stop: Arc<AtomicBool>,
     worker: Option<JoinHandle<()>>,
 }
 
+type Conns = Mutex<Vec<Conn>>;
+
 #[derive(Debug)]
 struct Conn {
+    to: SocketAddr,
     stream: TcpStream,
     server: String,
     /// When the line was sent that has not come back.
     waiting_since: Option<Instant>,
     next: Instant,
     partial: Vec<u8>,
-    broken: Option<Failure>,
+    alive: bool,
+    broken: Vec<Break>,
     max_stall: Duration,
     exchanged: u64,
     strays: u64,
@@ -92,43 +128,62 @@ struct Conn {
 impl LongConns {
     /// Opens `count` connections to the echo addresses in turn and learns who serves each.
     pub fn open(client: &Client, to: &[SocketAddr], count: usize) -> Result<Self> {
+        Self::start(client, to, count, false)
+    }
+
+    /// Likewise, and whatever breaks is opened again at once; that is tried for two seconds.
+    pub fn open_restless(client: &Client, to: &[SocketAddr], count: usize) -> Result<Self> {
+        Self::start(client, to, count, true)
+    }
+
+    fn start(client: &Client, to: &[SocketAddr], count: usize, restless: bool) -> Result<Self> {
         let conns = client.netns().run(|| {
             to.iter().cycle().take(count).map(|to| Conn::open(*to)).collect::<io::Result<Vec<_>>>()
         })?;
         let conns = Arc::new(Mutex::new(conns.context("open a long connection")?));
         let stop = Arc::new(AtomicBool::new(false));
-        let (for_worker, for_stop) = (Arc::clone(&conns), Arc::clone(&stop));
+        let (for_worker, for_stop, netns) = (Arc::clone(&conns), Arc::clone(&stop), client.netns().clone());
         let worker = thread::spawn(move || {
-            while !for_stop.load(Ordering::Relaxed) {
-                turn(&mut for_worker.lock().unwrap_or_else(PoisonError::into_inner));
-                // Without a pause the lock is hard to get for whoever wants a report.
-                thread::sleep(Duration::from_millis(1));
-            }
+            // Only opening again needs the namespace: what is open stays where it is.
+            let restless = restless && netns.enter().is_ok();
+            work(&for_worker, &for_stop, restless);
         });
         Ok(Self { conns, stop, worker: Some(worker) })
     }
 
     /// The state of things.
     pub fn report(&self) -> LongReport {
-        let conns = self.conns.lock().unwrap_or_else(PoisonError::into_inner);
         let mut report = LongReport::default();
-        for conn in conns.iter() {
-            match &conn.broken {
-                None => *report.alive.entry(conn.server.clone()).or_default() += 1,
-                Some(failure) => report.broken.push((conn.server.clone(), failure.clone())),
+        for conn in lock(&self.conns).iter() {
+            if conn.alive {
+                *report.alive.entry(conn.server.clone()).or_default() += 1;
             }
-            let stall = report.max_stall.entry(conn.server.clone()).or_default();
-            *stall = (*stall).max(conn.stall());
+            let ended = conn.broken.iter().map(|broken| (&broken.server, broken.stall));
+            for (server, stall) in ended.chain([(&conn.server, conn.stall())]) {
+                let longest = report.max_stall.entry(server.clone()).or_default();
+                *longest = (*longest).max(stall);
+                report.stalled += u64::from(stall > STALL);
+            }
+            report.broken.extend_from_slice(&conn.broken);
             report.exchanged += conn.exchanged;
             report.strays += conn.strays;
         }
         report
     }
 
+    /// Waits until as many lines have come back as there are connections that live, times `lines`; `None` if that takes
+    /// longer than `limit`.
+    pub fn exchange(&self, lines: u64, limit: Duration) -> Option<LongReport> {
+        let before = self.report();
+        let enough = before.exchanged + lines * before.alive_total();
+        wait_for(limit, || Some(self.report()).filter(|report| report.exchanged >= enough))
+    }
+
     /// Forgets stalls so far, to measure those of what comes next.
     pub fn reset_stalls(&self) {
-        for conn in self.conns.lock().unwrap_or_else(PoisonError::into_inner).iter_mut() {
+        for conn in lock(&self.conns).iter_mut() {
             conn.max_stall = Duration::ZERO;
+            conn.broken.iter_mut().for_each(|broken| broken.stall = Duration::ZERO);
         }
     }
 }
@@ -142,20 +197,52 @@ impl Drop for LongConns {
     }
 }
 
-/// Sends what is due, waits up to 10 ms for answers and reads them.
-fn turn(conns: &mut [Conn]) {
+fn lock(conns: &Conns) -> MutexGuard<'_, Vec<Conn>> {
+    conns.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Keeps the connections busy, and with `restless` opens again what breaks, from the calling thread's namespace.
+fn work(conns: &Conns, stop: &AtomicBool, restless: bool) {
+    // Threads made in here are in the namespace of their maker, and the scope waits for them.
+    thread::scope(|scope| {
+        while !stop.load(Ordering::Relaxed) {
+            let broken = turn(&mut lock(conns));
+            for number in broken.into_iter().filter(|_| restless) {
+                scope.spawn(move || reopen(conns, number));
+            }
+            // Without a pause the lock is hard to get for whoever wants a report.
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+}
+
+/// Sends what is due, waits up to 10 ms for answers and reads them. The numbers of those that broke.
+fn turn(conns: &mut [Conn]) -> Vec<usize> {
     let now = Instant::now();
-    for conn in conns.iter_mut().filter(|conn| conn.broken.is_none()) {
+    let mut alive: Vec<_> = conns.iter_mut().enumerate().filter(|(_, conn)| conn.alive).collect();
+    for (_, conn) in &mut alive {
         conn.send_if_due(now);
     }
-    let alive: Vec<_> = conns.iter_mut().filter(|conn| conn.broken.is_none()).collect();
-    let mut fds: Vec<_> = alive.iter().map(|conn| PollFd::new(&conn.stream, PollFlags::IN)).collect();
+    let mut fds: Vec<_> = alive.iter().map(|(_, conn)| PollFd::new(&conn.stream, PollFlags::IN)).collect();
     let limit = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
     // An interrupted poll is one without results.
     let _ = poll(&mut fds, Some(&limit));
     let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-    for (conn, _) in alive.into_iter().zip(ready).filter(|(_, ready)| *ready) {
+    for ((_, conn), _) in alive.iter_mut().zip(ready).filter(|((_, conn), ready)| *ready && conn.alive) {
         conn.receive();
+    }
+    alive.into_iter().filter(|(_, conn)| !conn.alive).map(|(number, _)| number).collect()
+}
+
+/// Opens a broken connection again, and tries that for [`OPEN_TIMEOUT`].
+fn reopen(conns: &Conns, number: usize) {
+    let to = lock(conns)[number].to;
+    let deadline = Instant::now() + OPEN_TIMEOUT;
+    while Instant::now() < deadline {
+        if let Ok(new) = Conn::open(to) {
+            return lock(conns)[number].replace(new);
+        }
+        thread::sleep(Duration::from_millis(10));
     }
 }
 
@@ -174,12 +261,14 @@ impl Conn {
         stream.set_nonblocking(true)?;
         let server = server_of(&answer).to_owned();
         Ok(Self {
+            to,
             stream,
             server,
             waiting_since: None,
             next: Instant::now(),
             partial: Vec::new(),
-            broken: None,
+            alive: true,
+            broken: Vec::new(),
             max_stall: Duration::ZERO,
             exchanged: 0,
             strays: 0,
@@ -188,7 +277,7 @@ impl Conn {
 
     /// The longest stall, counting one that goes on.
     fn stall(&self) -> Duration {
-        let current = self.waiting_since.filter(|_| self.broken.is_none()).map(|since| since.elapsed());
+        let current = self.waiting_since.filter(|_| self.alive).map(|since| since.elapsed());
         self.max_stall.max(current.unwrap_or_default())
     }
 
@@ -223,8 +312,21 @@ impl Conn {
     }
 
     fn break_with(&mut self, failure: Failure) {
-        self.max_stall = self.stall();
-        self.broken = Some(failure);
+        let stall = self.stall();
+        self.alive = false;
+        self.max_stall = Duration::ZERO;
+        let server = self.server.clone();
+        self.broken.push(Break { server, failure, at: Instant::now(), stall, back: None });
+    }
+
+    /// Goes on as `new`, which was opened after the last break.
+    fn replace(&mut self, new: Self) {
+        if let Some(last) = self.broken.last_mut() {
+            last.back = Some(Back { after: last.at.elapsed(), server: new.server.clone() });
+        }
+        let counted = (self.exchanged, self.strays, mem::take(&mut self.broken));
+        *self = new;
+        (self.exchanged, self.strays, self.broken) = counted;
     }
 }
 

@@ -46,6 +46,22 @@ impl Status {
         self.backend(service, name).is_some_and(|backend| backend.health == health)
     }
 
+    /// A number of a service, such as `pins`, `moving_slots` or `connections`; 0 when it is not there.
+    pub fn number(&self, service: &str, key: &str) -> u64 {
+        self.service(service).and_then(|service| service[key].as_u64()).unwrap_or(0)
+    }
+
+    /// A service's `table_checksum`: what the ring is, in one word.
+    pub fn checksum(&self, service: &str) -> Option<&str> {
+        self.service(service)?["table_checksum"].as_str()
+    }
+
+    /// The backends that have left the file and still have connections.
+    pub fn leaving(&self, service: &str) -> Vec<Backend> {
+        let list = self.service(service).and_then(|service| service["leaving"].as_array());
+        list.into_iter().flatten().map(backend).collect()
+    }
+
     /// A service's own object.
     pub fn service(&self, name: &str) -> Option<&Value> {
         self.0["services"].as_array()?.iter().find(|service| service["name"] == name)
@@ -96,7 +112,7 @@ mod tests {
     fn a_status_is_read_by_name() {
         let status = Status(serde_json::json!({
             "config": {"generation": 4, "last_error": null},
-            "services": [{"name": "web", "backends": [
+            "services": [{"name": "web", "pins": 5, "table_checksum": "1f", "leaving": [{"name": "s4"}], "backends": [
                 {"name": "s1", "health": "up", "reason": "L7OK 200", "slots": 7},
                 {"name": "s2", "health": "down", "reason": "L4CON"}]}],
             "outcomes": {"forwarded": 9}
@@ -107,5 +123,8 @@ mod tests {
         assert!(status.has_health("web", "s2", "down"));
         assert!(!status.has_health("web", "s3", "down") && !status.has_health("dns", "s2", "down"));
         assert_eq!(status.outcome("forwarded"), 9);
+        assert_eq!((status.number("web", "pins"), status.number("dns", "pins")), (5, 0));
+        assert_eq!((status.checksum("web"), status.checksum("dns")), (Some("1f"), None));
+        assert_eq!(status.leaving("web")[0].name, "s4");
     }
 }

@@ -5,11 +5,15 @@
 //!  client .2 --+                      client .2 ----+-- br0 (.1) == router == br1 (.1) --+-- s1 .11
 //!              +-- bridge --+-- s1    balancer .5 --+                                    +-- s2 .12
 //!  balancer .5 +            +-- s2    balancer eth1 .5 ---------------------------- br1 -+
+//!
+//! pair
+//! client .2 ----- br0 (.1) == router == br1 (.1) --+-- balancer .5, balancer2 .6
+//!                                                  +-- s1 .11, s2 .12
 //! ```
 //!
 //! The bridge side is 10.88.0.0/24 and fd88::/64, the second one 10.89.0.0/24 and fd89::/64. The client reaches the
 //! service addresses by a route over the balancer; servers have them on `lo`, without ARP, and answer the client
-//! directly. The balancer forwards nothing by itself.
+//! directly. The balancer forwards nothing by itself. With a pair, the router has that route, to either or both.
 
 use std::{
     fmt::Write as _,
@@ -36,6 +40,14 @@ const BALANCER: u16 = 5;
 /// Servers are 10.x.0.11 to 10.x.0.99.
 const MOST_SERVERS: usize = 89;
 
+/// Of the switch when it routes. Hash policy 1: the next hop is chosen by addresses and ports, not by addresses alone.
+const ROUTER_SETTINGS: [(&str, &str); 4] = [
+    ("net/ipv4/ip_forward", "1"),
+    ("net/ipv6/conf/all/forwarding", "1"),
+    ("net/ipv4/fib_multipath_hash_policy", "1"),
+    ("net/ipv6/fib_multipath_hash_policy", "1"),
+];
+
 /// How packets get from the balancer to a server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Forward {
@@ -55,6 +67,9 @@ pub struct TopologyConfig {
     pub services: Vec<IpAddr>,
     /// Servers are behind the balancer's second interface `eth1` and answer over a router.
     pub servers_behind: bool,
+    /// Two balancers beside the servers, and the client behind a router that chooses between them
+    /// ([`Topology::set_next_hops`]). Not together with `servers_behind`.
+    pub pair: bool,
     /// How packets get to a server.
     pub forward: Forward,
     /// With `ipip`: program and arguments to run on every server, e.g. `xlb decap --interface eth0`.
@@ -67,6 +82,7 @@ impl Default for TopologyConfig {
             servers: 3,
             services: vec![SERVICE_V4.into(), SERVICE_V6.into()],
             servers_behind: false,
+            pair: false,
             forward: Forward::L2,
             decap: None,
         }
@@ -95,7 +111,7 @@ pub struct Topology {
     group: u32,
     switch: Netns,
     client: Host,
-    balancer: Host,
+    balancers: Vec<Host>,
     servers: Vec<Host>,
 }
 
@@ -108,24 +124,39 @@ impl Topology {
         let group = unique();
         let switch = Netns::create(group, "switch")?;
         let mut lines = bridge_lines(0);
-        if config.servers_behind {
+        if config.has_router() {
             lines += &bridge_lines(1);
-            switch.sysctl(&[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")])?;
+            switch.sysctl(&ROUTER_SETTINGS)?;
         }
         switch.ip_batch(&lines)?;
         let client = host(group, &switch, "client", 0, CLIENT)?;
-        let balancer = host(group, &switch, "balancer", 0, BALANCER)?;
-        let mut pass = vec![PassLink::attach(&switch, &port("balancer"))?];
+        let mut balancers = vec![host(group, &switch, "balancer", u16::from(config.pair), BALANCER)?];
+        if config.pair {
+            balancers.push(host(group, &switch, "balancer2", 1, BALANCER + 1)?);
+            // XDP sees frames for any MAC. A network card drops others' frames; here the switch keeps them away, as the
+            // frames for a lost balancer would otherwise be flooded to, and served by, the other one.
+            let no_flood =
+                |host: &Host| format!("link set {} type bridge_slave flood off\n", port(&host.name));
+            switch.ip_batch(&balancers.iter().map(no_flood).collect::<String>())?;
+        }
+        let attach = |balancer: &Host| PassLink::attach(&switch, &port(&balancer.name));
+        let mut pass = balancers.iter().map(attach).collect::<Result<Vec<_>>>()?;
+        // Without txrehash 0 a sender that loses a packet has the router choose anew: a veth keeps the sender's hash,
+        // which no wire does.
         client.sysctl_of_host(&[("net/ipv4/ip_local_port_range", "10000 65000")])?;
         client.netns.ip_batch(&client_lines(&config))?;
         if config.servers_behind {
-            connect(&balancer.netns, &switch, "eth1", "p-balancer1", 1, BALANCER)?;
+            connect(&balancers[0].netns, &switch, "eth1", "p-balancer1", 1, BALANCER)?;
             pass.push(PassLink::attach(&switch, "p-balancer1")?);
         }
-        let servers = config.servers;
-        let mut topology = Self { _pass: pass, config, group, switch, client, balancer, servers: Vec::new() };
+        let (servers, pair) = (config.servers, config.pair);
+        let mut topology =
+            Self { _pass: pass, config, group, switch, client, balancers, servers: Vec::new() };
         for _ in 0..servers {
             topology.add_server()?;
+        }
+        if pair {
+            topology.set_next_hops(&["balancer"])?;
         }
         Ok(topology)
     }
@@ -136,7 +167,7 @@ impl Topology {
         if number > MOST_SERVERS {
             bail!("at most {MOST_SERVERS} servers");
         }
-        let bridge = u16::from(self.config.servers_behind);
+        let bridge = u16::from(self.config.has_router());
         let name = format!("s{number}");
         let server = host(self.group, &self.switch, &name, bridge, 10 + number as u16)?;
         // arp_ignore 1: the service's address on lo is not answered for; arp_announce 2: nor asked with.
@@ -155,9 +186,14 @@ impl Topology {
         &self.client
     }
 
-    /// The balancer; its interface is `eth0`, and `eth1` with `servers_behind`.
+    /// The balancer, of a pair the first; its interface is `eth0`, and `eth1` with `servers_behind`.
     pub fn balancer(&self) -> &Host {
-        &self.balancer
+        &self.balancers[0]
+    }
+
+    /// All balancers: `balancer`, and `balancer2` of a pair.
+    pub fn balancers(&self) -> &[Host] {
+        &self.balancers
     }
 
     /// The servers, `s1` first.
@@ -177,8 +213,7 @@ impl Topology {
 
     /// A host by name: `client`, `balancer`, `s1`, ...
     pub fn host(&self, name: &str) -> Result<&Host> {
-        let mut all = [&self.client, &self.balancer].into_iter().chain(&self.servers);
-        all.find(|host| host.name == name).with_context(|| {
+        self.hosts().find(|host| host.name == name).with_context(|| {
             format!("no host {name}: there are client, balancer and s1 to s{}", self.servers.len())
         })
     }
@@ -191,6 +226,36 @@ impl Topology {
     /// Undoes [`Self::cut`].
     pub fn uncut(&self, name: &str) -> Result<()> {
         self.port_state(name, "forwarding", "3")
+    }
+
+    /// Pulls a host's cable out: its own end and the switch's port see that the carrier is gone.
+    pub fn unplug(&self, name: &str) -> Result<()> {
+        let port = port(&self.host(name)?.name);
+        self.switch.ip_batch(&format!("link set {port} down\n"))
+    }
+
+    /// Lets the router of a pair send what is for the service to these balancers; by the flow, if there are several.
+    pub fn set_next_hops(&self, balancers: &[&str]) -> Result<()> {
+        if !self.config.pair {
+            bail!("this network has no router between the client and the balancers");
+        }
+        let hosts = balancers.iter().map(|name| self.host(name)).collect::<Result<Vec<_>>>()?;
+        let mut lines = String::new();
+        for service in &self.config.services {
+            let _ = write!(lines, "route replace {service}");
+            for Host { v4, v6, .. } in &hosts {
+                let _ = match service {
+                    IpAddr::V4(_) => write!(lines, " nexthop via {v4}"),
+                    IpAddr::V6(_) => write!(lines, " nexthop via {v6}"),
+                };
+            }
+            lines.push('\n');
+        }
+        self.switch.ip_batch(&lines)
+    }
+
+    fn hosts(&self) -> impl Iterator<Item = &Host> {
+        [&self.client].into_iter().chain(&self.balancers).chain(&self.servers)
     }
 
     fn port_state(&self, name: &str, state: &str, number: &str) -> Result<()> {
@@ -208,16 +273,22 @@ impl Topology {
     /// Addresses, ports and neighbours, for whoever looks into a failed test.
     pub fn describe(&self) -> String {
         let mut text = String::new();
-        let hosts = [&self.client, &self.balancer].into_iter().chain(&self.servers);
         let ports = output_text("bridge", &["-netns", self.switch.name(), "link"]);
         let _ = writeln!(text, "--- switch {}\n{ports}", self.switch.name());
-        for Host { netns, name, .. } in hosts {
+        for Host { netns, name, .. } in self.hosts() {
             let addresses = output_text("ip", &["-netns", netns.name(), "-brief", "address"]);
             let neighbours = output_text("ip", &["-netns", netns.name(), "neighbour"]);
             let links = output_text("ip", &["-netns", netns.name(), "-stats", "link", "show", "eth0"]);
             let _ = writeln!(text, "--- {name} {}\n{addresses}{neighbours}{links}", netns.name());
         }
         text
+    }
+}
+
+impl TopologyConfig {
+    /// Whether the switch is a router between two bridges.
+    fn has_router(&self) -> bool {
+        self.servers_behind || self.pair
     }
 }
 
@@ -255,13 +326,14 @@ fn bridge_lines(bridge: u16) -> String {
 
 fn client_lines(config: &TopologyConfig) -> String {
     let mut lines = String::new();
+    let first = if config.pair { ROUTER } else { BALANCER };
     for service in &config.services {
         let _ = match service {
-            IpAddr::V4(to) => writeln!(lines, "route add {to}/32 via {}", v4(0, BALANCER)),
-            IpAddr::V6(to) => writeln!(lines, "route add {to}/128 via {}", v6(0, BALANCER)),
+            IpAddr::V4(to) => writeln!(lines, "route add {to}/32 via {}", v4(0, first)),
+            IpAddr::V6(to) => writeln!(lines, "route add {to}/128 via {}", v6(0, first)),
         };
     }
-    if config.servers_behind {
+    if config.has_router() {
         let _ = writeln!(lines, "route add 10.89.0.0/24 via {}", v4(0, ROUTER));
         let _ = writeln!(lines, "route add fd89::/64 via {}", v6(0, ROUTER));
     }
@@ -280,7 +352,7 @@ fn server_lines(config: &TopologyConfig) -> String {
             IpAddr::V6(address) => writeln!(lines, "address add {address}/128 dev lo nodad"),
         };
     }
-    if config.servers_behind {
+    if config.has_router() {
         let _ = writeln!(lines, "route add default via {}", v4(1, ROUTER));
         let _ = writeln!(lines, "route add default via {}", v6(1, ROUTER));
     }

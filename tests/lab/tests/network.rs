@@ -3,14 +3,16 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 use std::{
-    net::SocketAddr,
+    fs,
+    net::{SocketAddr, SocketAddrV4},
     path::Path,
     time::{Duration, Instant},
 };
 
 use lb_lab::{
-    Client, ECHO_PORT, ECHO_V4, ECHO_V6, Failure, HTTP_PORT, HTTP_V4, HTTP_V6, Lab, LabConfig, LongConns,
-    SERVICE_V4, SERVICE_V6, ServerProgram, TopologyConfig, Traffic, UdpFlows, root_or_skip, wait_for,
+    Client, ECHO_PORT, ECHO_V4, ECHO_V6, Failure, Flood, HTTP_PORT, HTTP_V4, HTTP_V6, Lab, LabConfig,
+    LongConns, Pace, SERVICE_V4, SERVICE_V6, ServerProgram, TopologyConfig, Traffic, UdpFlows, root_or_skip,
+    wait_for,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -166,6 +168,94 @@ fn a_burst_and_steady_traffic_are_counted() {
     .expect("traffic flows");
     assert!(tally.failures.keys().eq([&Failure::Refused]), "{tally}");
     assert!(tally.share("s1") > 0.2, "{tally}");
+}
+
+/// A counter of `/proc/net/snmp` in a server's namespace, such as `Tcp: InSegs`.
+fn snmp(lab: &Lab, server: &str, group: &str, name: &str) -> u64 {
+    let netns = &lab.topology().host(server).unwrap().netns;
+    // Not /proc/net: that is the namespace of the main thread.
+    let text = netns.run(|| fs::read_to_string("/proc/thread-self/net/snmp")).unwrap().unwrap();
+    let mut lines = text.lines().filter(|line| line.starts_with(group));
+    let (names, values) = (lines.next().unwrap(), lines.next().unwrap());
+    let place = names.split(' ').position(|word| word == name).unwrap();
+    values.split(' ').nth(place).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_flood_reaches_a_server_whole_and_its_answers_go_nowhere() {
+    if !root_or_skip() {
+        return;
+    }
+    let lab = lab(TopologyConfig::default());
+    let to = SocketAddrV4::new(SERVICE_V4, HTTP_PORT);
+    let (client, s1) = (lab.topology().client(), lab.topology().host("s1").unwrap());
+    let answers = snmp(&lab, "s1", "Tcp:", "OutSegs");
+    let flood = Flood { to, count: 20_000, rate: 50_000 }.start(client, s1).unwrap();
+    let report = flood.wait().unwrap();
+    assert_eq!(report.sent, 20_000);
+    assert!(report.took >= Duration::from_millis(390), "{report:?}");
+    let came = wait_for(5 * SECOND, || Some(snmp(&lab, "s1", "Tcp:", "InSegs")).filter(|n| *n >= 20_000));
+    assert!(came.is_some(), "{} of 20,000 SYNs came", snmp(&lab, "s1", "Tcp:", "InSegs"));
+    assert_eq!(snmp(&lab, "s1", "Tcp:", "InCsumErrors") + snmp(&lab, "s1", "Ip:", "InHdrErrors"), 0);
+    assert_eq!(snmp(&lab, "s1", "Tcp:", "OutSegs"), answers);
+    // One that is not wanted any more stops at once.
+    let endless = Flood { to, count: u64::MAX, rate: 1000 }.start(client, s1).unwrap();
+    wait_for(5 * SECOND, || (endless.sent() > 0).then_some(())).expect("frames are sent");
+    assert!(!endless.has_ended());
+    drop(endless);
+    assert_eq!(lab.client().http_get(own(&lab, "s1", HTTP_PORT)[0], SECOND).as_deref(), Ok("s1"));
+}
+
+#[test]
+fn restless_connections_come_back_and_say_when() {
+    if !root_or_skip() {
+        return;
+    }
+    let mut lab = lab(TopologyConfig::default());
+    let to = own(&lab, "s1", ECHO_PORT);
+    let long = LongConns::open_restless(lab.client(), &to, 50).unwrap();
+    wait_for(10 * SECOND, || (long.report().exchanged > 100).then_some(())).expect("lines come back");
+    let before = Instant::now();
+    let other = LongConns::open(lab.client(), &own(&lab, "s2", ECHO_PORT), 10).unwrap();
+    lab.kill("s1").unwrap();
+    wait_for(5 * SECOND, || (long.report().broken.len() == 50).then_some(())).expect("all break");
+    let report = long.report();
+    assert!(report.broken.iter().all(|b| b.back.is_none() && b.at > before), "{report:?}");
+    assert_eq!((report.alive_total(), report.broken_of("s1")), (0, 50), "{report}");
+    lab.start_server("s1").unwrap();
+    wait_for(5 * SECOND, || (long.report().alive_total() == 50).then_some(())).expect("all come back");
+    let exchanged = long.report().exchanged;
+    wait_for(5 * SECOND, || (long.report().exchanged > exchanged + 100).then_some(())).expect("lines again");
+    let report = long.report();
+    for broken in &report.broken {
+        let back = broken.back.as_ref().unwrap();
+        assert!(back.server == "s1" && back.after < before.elapsed(), "{report:?}");
+    }
+    assert_eq!((report.broken.len(), other.report().broken.len(), other.report().stalled), (50, 0, 0));
+}
+
+#[test]
+fn a_thousand_connections_a_second_are_sustained_and_none_is_left_out() {
+    const RATE: u64 = 1000;
+    if !root_or_skip() {
+        return;
+    }
+    let lab = lab(TopologyConfig::default());
+    let to: Vec<_> = ["s1", "s2", "s3"].iter().flat_map(|server| own(&lab, server, HTTP_PORT)).collect();
+    let start = Instant::now();
+    let traffic = Traffic::start_at(lab.client(), &to, Pace::heavy(RATE as u32));
+    std::thread::sleep(5 * SECOND);
+    let tally = traffic.finish();
+    let due = RATE * start.elapsed().as_millis() as u64 / 1000;
+    println!("{tally}, the slowest in {:?}", tally.slowest);
+    assert!(
+        tally.failed() == 0 && (due * 9 / 10..=due + 64).contains(&tally.answered()),
+        "{due} due: {tally}"
+    );
+    // The servers have counted the same: nothing was asked twice or forgotten.
+    let opened =
+        ["s1", "s2", "s3"].iter().map(|server| snmp(&lab, server, "Tcp:", "PassiveOpens")).sum::<u64>();
+    assert_eq!(opened, tally.answered());
 }
 
 #[test]

@@ -49,6 +49,7 @@ impl Question {
             Command::Disable(args) => Self::SetAdmin(args, AdminState::Disabled),
             Command::Run(args) => return Err(Local::Run(args)),
             Command::Check(args) => return Err(Local::Check(args)),
+            Command::Detach(args) => return Err(Local::Detach(args)),
             Command::Decap(args) => return Err(Local::Decap(args)),
         })
     }

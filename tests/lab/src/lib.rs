@@ -21,7 +21,7 @@ mod xlb;
 pub use client::{Client, Failure, Tally};
 pub use lab::{ConfigSource, Lab, LabConfig};
 pub use long::{LongConns, LongReport};
-pub use netns::{Netns, NetnsHandle};
+pub use netns::{BPF_DIR, DIR_PREFIX, Netns, NetnsHandle};
 pub use process::{ServerProgram, beside_this_binary};
 pub use rustix::process::Signal;
 pub use status::{Backend, Status};

@@ -4,19 +4,20 @@
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     process::{Output, Stdio},
     thread,
     time::{Duration, Instant},
 };
 
-use lb_lab::{NetnsHandle, Topology, TopologyConfig, root_or_skip};
+use lb_lab::{BPF_DIR, DIR_PREFIX, NetnsHandle, Topology, TopologyConfig, root_or_skip};
 use lb_tests::net::{Config, lab, xlb};
 
 /// Runs `xlb run` in the balancer's namespace to its end; kills it if it should run on.
 fn run(netns: &NetnsHandle, config: &Path, socket: &Path) -> Output {
     let mut command = netns.command(xlb());
     command.args(["run", "--config"]).arg(config).arg("--socket").arg(socket);
+    command.arg("--pin-dir").arg(pin_dir());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -28,6 +29,11 @@ fn run(netns: &NetnsHandle, config: &Path, socket: &Path) -> Output {
         thread::sleep(Duration::from_millis(10));
     }
     child.wait_with_output().unwrap()
+}
+
+/// One for this process: whoever runs beside uses the default one.
+fn pin_dir() -> PathBuf {
+    Path::new(BPF_DIR).join(format!("{DIR_PREFIX}{}-startup", std::process::id()))
 }
 
 fn text(output: &Output) -> String {
@@ -67,6 +73,7 @@ fn every_obstacle_has_its_own_message_and_status_and_leaves_no_trace() {
         }
         assert!(!has_xdp(&netns), "{what}: a program is left on the interface");
         assert!(!socket.exists(), "{what}: the socket is left");
+        assert!(!pin_dir().exists(), "{what}: pins are left");
     };
 
     let bad = write("bad.yaml", &good.replace("forward", "foward"));
@@ -82,7 +89,8 @@ fn every_obstacle_has_its_own_message_and_status_and_leaves_no_trace() {
         .args(["--reuid", "65534", "--regid", "65534", "--clear-groups"])
         .arg(xlb())
         .args(["run", "--config"]);
-    let output = nobody.arg(&config).arg("--socket").arg(&in_tmp).output().unwrap();
+    nobody.arg(&config).arg("--socket").arg(&in_tmp).arg("--pin-dir").arg(pin_dir());
+    let output = nobody.output().unwrap();
     expect("no root", output, 77, &["permission denied", "CAP_BPF"]);
 
     // Somebody else's program has the slot.

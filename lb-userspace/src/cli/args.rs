@@ -9,6 +9,9 @@ use crate::{config, logging::LogFormat};
 /// Where a controller listens, unless told otherwise.
 pub const SOCKET: &str = "/run/xlb/xlb.sock";
 
+/// Where program, links and maps are pinned, unless told otherwise.
+pub const PIN_DIR: &str = "/sys/fs/bpf/xlb";
+
 const EXIT_HELP: &str = "Exit status: 0 ok, 1 failed, 2 usage, 65 bad configuration, 69 not running, \
 75 already running, 77 permission. XLB_LOG sets what is logged (debug, info, warn; default info for `run`).";
 
@@ -44,6 +47,8 @@ pub enum Command {
     Enable(EnableArgs),
     /// Send a backend nothing any more, and do not probe it; its connections end
     Disable(DisableArgs),
+    /// Take the data path off the interfaces that a controller left it on, and remove its pins
+    Detach(DetachArgs),
     /// On a server: take the tunnel's header off packets that a balancer sends (ipip), by XDP
     Decap(DecapArgs),
 }
@@ -65,6 +70,12 @@ pub struct RunArgs {
     /// Listen here instead of at the file's `admin.socket`
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
+    /// Pin program, links and maps here: with them, forwarding outlives the controller
+    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
+    pub pin_dir: PathBuf,
+    /// At the end (SIGTERM, SIGINT), leave the data path as it is: forwarding goes on with the last tables
+    #[arg(long)]
+    pub keep: bool,
     /// How the log is written
     #[arg(long, value_enum, default_value_t)]
     pub log_format: LogFormat,
@@ -211,6 +222,17 @@ pub struct EnableArgs {
     pub of: AdminArgs,
 }
 
+/// `xlb detach`
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+#[command(
+    after_help = "Forwarding ends at once. Refused while a controller runs there: stop that one first."
+)]
+pub struct DetachArgs {
+    /// Where program, links and maps are pinned; of every version of xlb
+    #[arg(long, value_name = "DIR", default_value = PIN_DIR)]
+    pub pin_dir: PathBuf,
+}
+
 /// `xlb decap`
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct DecapArgs {
@@ -300,6 +322,8 @@ mod tests {
         let Ok(Command::Run(run)) = parse("xlb run --config f") else { panic!() };
         assert_eq!(run.socket, None);
         assert_eq!(run.log_format, LogFormat::Human);
+        assert_eq!((run.pin_dir, run.keep), (PIN_DIR.into(), false));
+        assert_eq!(parse("xlb detach"), Ok(Command::Detach(DetachArgs { pin_dir: PIN_DIR.into() })));
         let Ok(Command::Status(status)) = parse("xlb status") else { panic!() };
         assert_eq!((status.to.socket, status.service, status.json), (SOCKET.into(), None, false));
         let Ok(Command::Drain(drain)) = parse("xlb drain web/s1") else { panic!() };
@@ -311,6 +335,8 @@ mod tests {
     fn every_command_is_known() {
         for line in [
             "xlb run --config f --socket s --log-format json",
+            "xlb run --config f --pin-dir /sys/fs/bpf/other --keep",
+            "xlb detach --pin-dir /sys/fs/bpf/other",
             "xlb check f --json",
             "xlb plan f --json --socket s",
             "xlb reload --socket s",

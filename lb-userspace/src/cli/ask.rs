@@ -53,6 +53,7 @@ impl Question {
             }
             Command::Run(args) => return Err(Local::Run(args)),
             Command::Check(args) => return Err(Local::Check(args)),
+            Command::Detach(args) => return Err(Local::Detach(args)),
             Command::Decap(args) => return Err(Local::Decap(args)),
         })
     }

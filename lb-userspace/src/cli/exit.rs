@@ -5,7 +5,7 @@ use std::{io, process::ExitCode};
 use crate::{
     api::{client::ClientError, socket::BindError},
     config::ConfigErrors,
-    dataplane::bpf::{AttachError, LoadError},
+    dataplane::bpf::{AttachError, LoadError, PinError},
     plan::compile::CapacityError,
 };
 
@@ -54,9 +54,26 @@ impl Exit {
         {
             return Some(Self::Permission);
         }
+        match pin_error(cause) {
+            Some(PinError::Held { .. }) => return Some(Self::AlreadyRunning),
+            Some(PinError::Limits { .. }) => return Some(Self::BadConfig),
+            Some(PinError::Permission(_)) => return Some(Self::Permission),
+            _ => {}
+        }
         let system = cause.downcast_ref::<io::Error>()?;
         (system.kind() == io::ErrorKind::PermissionDenied).then_some(Self::Permission)
     }
+}
+
+/// Also where it shows through another error, which `source` skips.
+fn pin_error<'a>(cause: &'a (dyn std::error::Error + 'static)) -> Option<&'a PinError> {
+    if let Some(LoadError::Pins(pins)) = cause.downcast_ref() {
+        return Some(pins);
+    }
+    if let Some(AttachError::Pin(pins)) = cause.downcast_ref() {
+        return Some(pins);
+    }
+    cause.downcast_ref()
 }
 
 impl From<Exit> for ExitCode {
@@ -82,6 +99,13 @@ mod tests {
             deep(BindError::Io { action: "create x".into(), source: denied }.into()),
             Exit::Permission
         );
+        let held = || PinError::Held { dir: "x".into(), pid: None };
+        assert_eq!(deep(held().into()), Exit::AlreadyRunning);
+        assert_eq!(deep(LoadError::from(held()).into()), Exit::AlreadyRunning);
+        assert_eq!(deep(AttachError::from(PinError::Permission("x".into())).into()), Exit::Permission);
+        let limits = PinError::Limits { dir: "x".into(), differ: Vec::new() };
+        assert_eq!(deep(LoadError::from(limits).into()), Exit::BadConfig);
+        assert_eq!(deep(PinError::NoBpfFs("x".into()).into()), Exit::Failed);
         assert_eq!(deep(anyhow::anyhow!("anything")), Exit::Failed);
         let missing = Err::<(), _>(io::Error::from(io::ErrorKind::NotFound)).context("open").unwrap_err();
         assert_eq!(deep(missing), Exit::Failed);

@@ -4,18 +4,20 @@ use anyhow::Context as _;
 
 use super::{
     Exit,
-    args::{CheckArgs, DecapArgs, RunArgs},
+    args::{CheckArgs, DecapArgs, DetachArgs, RunArgs},
     print, text,
 };
 use crate::{
     config,
     controller::start::{self, Options},
+    dataplane::bpf::{self, Detached},
 };
 
 /// A command that no controller answers.
 pub(super) enum Local {
     Run(RunArgs),
     Check(CheckArgs),
+    Detach(DetachArgs),
     Decap(DecapArgs),
 }
 
@@ -24,11 +26,13 @@ impl Local {
     pub(super) fn run(self) -> anyhow::Result<Exit> {
         match self {
             Self::Run(args) => {
-                let options = Options { config: args.config, socket: args.socket };
+                let RunArgs { config, socket, pin_dir, keep, log_format: _ } = args;
+                let options = Options { config, socket, pin_dir, keep };
                 runtime()?.block_on(start::run(&options))?;
                 Ok(Exit::Ok)
             }
             Self::Check(args) => check(&args),
+            Self::Detach(args) => detach(&args),
             Self::Decap(args) => {
                 let any = [([0, 0, 0, 0].into(), 0), ([0u16; 8].into(), 0)];
                 let mut allow: Vec<_> = args.allow.iter().map(|cidr| (cidr.address, cidr.prefix)).collect();
@@ -49,6 +53,24 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
         .enable_all()
         .build()
         .context("start the runtime")
+}
+
+fn detach(args: &DetachArgs) -> anyhow::Result<Exit> {
+    let dir = &args.pin_dir;
+    let Detached { interfaces, directories } = bpf::detach(dir)?;
+    for interface in &interfaces {
+        print(&format!("the data path is off {}\n", text::escape(interface)))?;
+    }
+    for directory in &directories {
+        print(&format!("removed {}\n", directory.display()))?;
+    }
+    if directories.is_empty() {
+        // Where the file system is hidden (`ip netns exec` does it), the pins cannot be seen either.
+        let why =
+            if bpf::on_bpf_fs(dir)? { "there are no pins" } else { "no BPF file system is mounted there" };
+        print(&format!("nothing to detach at {}: {why}\n", dir.display()))?;
+    }
+    Ok(Exit::Ok)
 }
 
 fn check(args: &CheckArgs) -> anyhow::Result<Exit> {

@@ -4,16 +4,26 @@ use std::collections::BTreeMap;
 
 use crate::{
     config::spec::InterfaceSpec,
-    dataplane::bpf::{AttachError, Attached},
+    dataplane::bpf::{AttachError, Attached, Drift, PinError},
     net::LinkInfo,
 };
 
 /// What attaches: the kernel, or a stand-in for tests.
 pub trait Attach: Send {
-    /// Attaches the program, see [`crate::dataplane::bpf::Bpf::attach`].
-    fn attach(&mut self, ifindex: u32, mode: crate::config::spec::XdpMode) -> Result<Attached, AttachError>;
+    /// Attaches the program, see [`crate::dataplane::bpf::BpfProgram::attach`].
+    fn attach(
+        &mut self,
+        link: &LinkInfo,
+        mode: crate::config::spec::XdpMode,
+    ) -> Result<Attached, AttachError>;
     /// Takes it off.
-    fn detach(&mut self, ifindex: u32);
+    fn detach(&mut self, interface: &str);
+    /// Where it is attached, by this controller or an earlier one.
+    fn held(&self) -> Vec<String>;
+    /// Looks whether all is as it was left, and mends what it can.
+    fn check(&mut self) -> Vec<Drift>;
+    /// Takes it off everywhere, and leaves nothing behind.
+    fn remove(&mut self) -> Result<(), PinError>;
 }
 
 /// One interface wanted.
@@ -71,23 +81,30 @@ impl Attachments {
         let mut changes = Vec::new();
         self.wanted.retain(|name, wanted| {
             let keep = specs.iter().any(|s| s == &wanted.spec);
-            if let (false, Ok((ifindex, _))) = (keep, &wanted.state) {
-                attach.detach(*ifindex);
+            if !keep && wanted.state.is_ok() {
+                attach.detach(name);
                 changes.push(Change::Detached(name.clone()));
             }
             keep
         });
+        // An earlier controller's, with another file.
+        for name in attach.held() {
+            if !specs.iter().any(|s| s.name == name) {
+                attach.detach(&name);
+                changes.push(Change::Detached(name));
+            }
+        }
         for spec in specs {
-            let link = links.get(&spec.name).map(|link| link.ifindex);
+            let link = links.get(&spec.name);
             let wanted = self.wanted.entry(spec.name.clone()).or_insert_with(|| Wanted {
                 spec: spec.clone(),
                 // Not tried yet: the first failure is news.
                 state: Err(String::new()),
             });
             if let Ok((ifindex, _)) = wanted.state
-                && link != Some(ifindex)
+                && link.map(|link| link.ifindex) != Some(ifindex)
             {
-                attach.detach(ifindex);
+                attach.detach(&spec.name);
                 // `Gone` says it; that there is nothing to attach to is no further news.
                 wanted.state = Err(AttachError::NoInterface.to_string());
                 changes.push(Change::Gone(spec.name.clone()));
@@ -95,8 +112,9 @@ impl Attachments {
             if wanted.state.is_ok() {
                 continue;
             }
-            let attached =
-                link.ok_or(AttachError::NoInterface).and_then(|i| Ok((i, attach.attach(i, spec.mode)?)));
+            let attached = link
+                .ok_or(AttachError::NoInterface)
+                .and_then(|link| Ok((link.ifindex, attach.attach(link, spec.mode)?)));
             match attached {
                 Ok((ifindex, how)) => {
                     changes.push(Change::Attached { name: spec.name.clone(), how: how.clone() });
@@ -113,6 +131,19 @@ impl Attachments {
             }
         }
         changes
+    }
+
+    /// Compares with the kernel. What was taken off is attached again by the next [`Self::update`].
+    pub fn check(&mut self, attach: &mut dyn Attach) -> Vec<Drift> {
+        let drifts = attach.check();
+        for drift in &drifts {
+            if let Drift::Detached(name) = drift
+                && let Some(wanted) = self.wanted.get_mut(name)
+            {
+                wanted.state = Err(String::new());
+            }
+        }
+        drifts
     }
 
     /// Every interface wanted, and how it is attached or why it is not.
@@ -134,26 +165,52 @@ mod tests {
     use super::*;
     use crate::config::spec::XdpMode;
 
-    /// Stands in for the kernel: indexes that it has attached to, and an answer for those it refuses.
+    /// Stands in for the kernel: what it has attached to, an answer for indexes that it refuses, and what it will find
+    /// when it looks.
     #[derive(Default)]
     struct Fake {
-        attached: Vec<u32>,
+        attached: BTreeMap<String, u32>,
         refuses: BTreeMap<u32, &'static str>,
+        finds: Vec<Drift>,
+    }
+
+    impl Fake {
+        fn indexes(&self) -> Vec<u32> {
+            self.attached.values().copied().collect()
+        }
     }
 
     impl Attach for Fake {
-        fn attach(&mut self, ifindex: u32, mode: XdpMode) -> Result<Attached, AttachError> {
-            if let Some(why) = self.refuses.get(&ifindex) {
+        fn attach(&mut self, link: &LinkInfo, mode: XdpMode) -> Result<Attached, AttachError> {
+            if let Some(why) = self.refuses.get(&link.ifindex) {
                 return Err(AttachError::Refused((*why).into()));
             }
-            assert!(!self.attached.contains(&ifindex), "attached twice to {ifindex}");
-            self.attached.push(ifindex);
+            let before = self.attached.insert(link.name.clone(), link.ifindex);
+            assert_eq!(before, None, "attached twice to {}", link.name);
             let note = (mode == XdpMode::Auto).then(|| "the driver cannot".into());
             Ok(Attached { native: mode == XdpMode::Native, note })
         }
 
-        fn detach(&mut self, ifindex: u32) {
-            self.attached.retain(|attached| *attached != ifindex);
+        fn detach(&mut self, interface: &str) {
+            self.attached.remove(interface);
+        }
+
+        fn held(&self) -> Vec<String> {
+            self.attached.keys().cloned().collect()
+        }
+
+        fn check(&mut self) -> Vec<Drift> {
+            for drift in &self.finds {
+                if let Drift::Detached(name) = drift {
+                    self.attached.remove(name);
+                }
+            }
+            std::mem::take(&mut self.finds)
+        }
+
+        fn remove(&mut self) -> Result<(), PinError> {
+            self.attached.clear();
+            Ok(())
         }
     }
 
@@ -207,9 +264,9 @@ mod tests {
         let gone = ["interface eth0 is gone; the data path is attached again when it comes back"];
         assert_eq!(update(&mut attachments, &specs, &[], &mut fake), gone);
         assert_eq!(update(&mut attachments, &specs, &[], &mut fake), [""; 0], "said once");
-        assert_eq!(fake.attached, [0; 0]);
+        assert_eq!(fake.indexes(), [0; 0]);
         assert_eq!(update(&mut attachments, &specs, &[("eth0", 5)], &mut fake), attached);
-        assert_eq!(fake.attached, [5]);
+        assert_eq!(fake.indexes(), [5]);
     }
 
     #[test]
@@ -220,7 +277,7 @@ mod tests {
         let said = update(&mut attachments, &specs, &[("eth0", 3)], &mut fake);
         assert_eq!(said.len(), 2, "{said:?}");
         assert_eq!(said[1], "attached to eth0 in generic mode");
-        assert_eq!(fake.attached, [3]);
+        assert_eq!(fake.indexes(), [3]);
         assert_eq!(attachments.devices(), [(3, "eth0".to_owned())].into());
     }
 
@@ -251,7 +308,32 @@ mod tests {
         let said = update(&mut attachments, &other_mode, &there, &mut fake);
         assert_eq!(said, ["detached from eth1", "attached to eth1 in generic mode"]);
         assert_eq!(update(&mut attachments, &both[..1], &there, &mut fake), ["detached from eth1"]);
-        assert_eq!(fake.attached, [2]);
+        assert_eq!(fake.indexes(), [2]);
         assert_eq!(attachments.all().count(), 1);
+    }
+    #[test]
+    fn what_an_earlier_controller_left_on_other_interfaces_goes() {
+        let (mut attachments, mut fake) = (Attachments::default(), Fake::default());
+        fake.attached.insert("eth7".into(), 7);
+        let specs = [wanted("eth0", XdpMode::Native)];
+        let there = [("eth0", 2), ("eth7", 7)];
+        let said = update(&mut attachments, &specs, &there, &mut fake);
+        assert_eq!(said, ["detached from eth7", "attached to eth0 in native mode"]);
+        assert_eq!(fake.indexes(), [2]);
+    }
+
+    #[test]
+    fn what_others_took_off_is_attached_again() {
+        let (mut attachments, mut fake) = (Attachments::default(), Fake::default());
+        let specs = [wanted("eth0", XdpMode::Native)];
+        update(&mut attachments, &specs, &[("eth0", 2)], &mut fake);
+        assert_eq!(attachments.check(&mut fake), []);
+        assert_eq!(update(&mut attachments, &specs, &[("eth0", 2)], &mut fake), [""; 0]);
+        fake.finds = vec![Drift::Detached("eth0".into())];
+        let drift = attachments.check(&mut fake);
+        assert_eq!(drift[0].to_string(), "drift: the data path was taken off eth0");
+        let attached = ["attached to eth0 in native mode"];
+        assert_eq!(update(&mut attachments, &specs, &[("eth0", 2)], &mut fake), attached);
+        assert_eq!(fake.indexes(), [2]);
     }
 }

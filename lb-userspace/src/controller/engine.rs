@@ -21,8 +21,7 @@ use crate::{
     health::{BackendRef, Health, Reason},
     net::NextHopState,
     plan::{
-        compile::most_of_a_family,
-        compile::{CapacityError, Compiled, CompiledBackend, Compiler, Input, Knowledge, Route},
+        compile::{self, CapacityError, Compiled, CompiledBackend, Compiler, Input, Knowledge, Route},
         diff::{diff, services_go_first},
         records::{self, Clock, Word},
         ring::Identity,
@@ -92,15 +91,17 @@ impl Engine {
         let tables = engine.dataplane.adopt()?;
         engine.compiler.adopt(&tables, now);
         let mut noted = Vec::new();
+        let mut routes = BTreeMap::new();
         for (id, record) in &tables.records {
             if let (Some(backend), Some(note)) =
                 (tables.backends.get(id), records::noted(record, engine.clock))
             {
                 engine.services_of.insert(*id, Arc::clone(&note.service));
                 noted.push((address(backend), note));
+                routes.extend(compile::route(backend).map(|route| (address(backend), route)));
             }
         }
-        engine.known.adopt(noted, now);
+        engine.known.adopt(noted, routes, now);
         engine.applied = tables;
         Ok(engine)
     }
@@ -281,7 +282,7 @@ impl Engine {
     fn make_room(&self, ops: Vec<Op>) -> Vec<Op> {
         let (applied, wanted) = (&self.applied.services, &self.compiled.tables.services);
         let coming = wanted.keys().filter(|key| !applied.contains_key(key));
-        let at_once = most_of_a_family(applied.keys().chain(coming));
+        let at_once = compile::most_of_a_family(applied.keys().chain(coming));
         if at_once > self.spec().limits.services as usize { services_go_first(ops) } else { ops }
     }
 

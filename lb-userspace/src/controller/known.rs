@@ -54,6 +54,8 @@ pub struct Known {
     /// By service.
     leaving: BTreeMap<Arc<str>, Vec<Leaving>>,
     next_hops: BTreeMap<IpAddr, NextHopState>,
+    /// Ways that another run of the controller knew: they hold until the network has been asked.
+    last_routes: BTreeMap<IpAddr, Route>,
     /// Interfaces that the program is attached to: index and name.
     devices: BTreeMap<u32, String>,
 }
@@ -91,6 +93,7 @@ impl Known {
             drains: BTreeMap::new(),
             leaving: BTreeMap::new(),
             next_hops: BTreeMap::new(),
+            last_routes: BTreeMap::new(),
             devices: BTreeMap::new(),
         }
     }
@@ -107,6 +110,7 @@ impl Known {
         let old = std::mem::replace(&mut self.spec, Arc::clone(&spec));
         let before = Self { spec: old, ..std::mem::replace(self, Self::new(Arc::clone(&spec))) };
         (self.next_hops, self.devices) = (before.next_hops.clone(), before.devices.clone());
+        self.last_routes.clone_from(&before.last_routes);
         let old_names: BTreeMap<Server, BackendRef> = before
             .spec
             .services
@@ -175,9 +179,15 @@ impl Known {
         still.chain(gone).collect()
     }
 
-    /// What another run of the controller noted: verdicts, words, drains, and who was leaving.
-    pub fn adopt(&mut self, noted: impl IntoIterator<Item = (IpAddr, Noted)>, now: Instant) {
+    /// What another run of the controller noted: verdicts, words, drains, who was leaving, and the ways to them.
+    pub fn adopt(
+        &mut self,
+        noted: impl IntoIterator<Item = (IpAddr, Noted)>,
+        routes: BTreeMap<IpAddr, Route>,
+        now: Instant,
+    ) {
         let spec = Arc::clone(&self.spec);
+        self.last_routes = routes;
         for (address, Noted { service, name, port, note }) in noted {
             let Some(service) = spec.services.iter().find(|s| s.name == service) else { continue };
             let verdict = Verdict { health: note.health, cause: note.cause };
@@ -356,20 +366,17 @@ impl Known {
     }
 
     fn route(&self, service: &ServiceSpec, address: IpAddr) -> Option<Route> {
-        let Some(NextHopState::Resolved(NextHop { ifindex, mac, source_mac, source, .. })) =
-            self.next_hops.get(&address)
-        else {
-            return None;
+        let route = match self.next_hops.get(&address) {
+            Some(NextHopState::Resolved(NextHop { ifindex, mac, source_mac, source, .. })) => {
+                Route { ifindex: *ifindex, next_hop: *mac, own: *source_mac, outer_source: *source }
+            }
+            Some(NextHopState::Unreachable(_)) => return None,
+            None | Some(NextHopState::Pending) => *self.last_routes.get(&address)?,
         };
-        if source.is_unspecified() && service.forward == Forward::Ipip {
+        if route.outer_source.is_unspecified() && service.forward == Forward::Ipip {
             return None;
         }
-        self.devices.contains_key(ifindex).then_some(Route {
-            ifindex: *ifindex,
-            next_hop: *mac,
-            own: *source_mac,
-            outer_source: *source,
-        })
+        self.devices.contains_key(&route.ifindex).then_some(route)
     }
 
     /// Why packets cannot be sent to a backend, if they cannot.

@@ -286,6 +286,22 @@ impl Controller {
         }
     }
 
+    /// Compares program, links and pins with the kernel; what differs is mended and reported. What could not be attached
+    /// before is tried again: no event tells when an XDP slot becomes free.
+    pub fn check_attachments(&mut self) {
+        for drift in self.attachments.check(&mut *self.attach) {
+            self.event(EventKind::Dataplane, None, drift.to_string());
+        }
+        self.follow_interfaces();
+    }
+
+    /// Takes the data path off all interfaces and leaves no pins.
+    pub fn remove_data_path(&mut self) {
+        if let Err(error) = self.attach.remove() {
+            tracing::warn!("leaving: {:#}", anyhow::Error::new(error));
+        }
+    }
+
     /// A new content of the file, or a wish to read it again.
     pub fn reload(&mut self, content: Result<Loaded, String>, consent: Consent, now: Instant) -> ReloadReply {
         self.reloads += 1;

@@ -32,12 +32,13 @@ use crate::{
         watch::{FileEvent, Stillness, Watcher},
     },
     dataplane::bpf::{
-        self, AttachError, Attached, BpfProgram, SweepError, SweepHandle, SweepParts, SweepResults,
+        self, AttachError, Attached, BpfProgram, Drift, Opened, PinDir, PinError, SweepError, SweepHandle,
+        SweepParts, SweepResults,
     },
     flows::{Cadence, SweepResult},
     health::{HealthChecks, HealthEvents},
     logging,
-    net::{NetEvent, NetHandle, NetWatch, ethtool::NicFeatures, nic},
+    net::{LinkInfo, NetEvent, NetHandle, NetWatch, ethtool::NicFeatures, nic},
 };
 
 /// `ready` waits for next hops at most this long after the first verdicts.
@@ -46,8 +47,8 @@ const NEXT_HOPS_LIMIT: Duration = Duration::from_secs(1);
 const VERDICTS_LIMIT: Duration = Duration::from_mins(1);
 /// A watched change that only removes waits until the file has been still for so long.
 const REMOVAL_STILLNESS: Duration = Duration::from_millis(500);
-/// Between comparisons with the kernel's maps.
-const DRIFT_TICKS: u64 = 10;
+/// Seconds between comparisons with the kernel's maps, program and links.
+const DRIFT_TICKS: u64 = 2;
 
 /// What `xlb run` was asked for.
 #[derive(Debug, Clone)]
@@ -56,6 +57,10 @@ pub struct Options {
     pub config: PathBuf,
     /// Instead of the file's `admin.socket`.
     pub socket: Option<PathBuf>,
+    /// Where program, links and maps are pinned.
+    pub pin_dir: PathBuf,
+    /// Leave the data path as it is at the end.
+    pub keep: bool,
 }
 
 impl Options {
@@ -69,12 +74,24 @@ impl Options {
 }
 
 impl Attach for BpfProgram {
-    fn attach(&mut self, ifindex: u32, mode: XdpMode) -> Result<Attached, AttachError> {
-        Self::attach(self, ifindex, mode)
+    fn attach(&mut self, link: &LinkInfo, mode: XdpMode) -> Result<Attached, AttachError> {
+        Self::attach(self, link, mode)
     }
 
-    fn detach(&mut self, ifindex: u32) {
-        Self::detach(self, ifindex);
+    fn detach(&mut self, interface: &str) {
+        Self::detach(self, interface);
+    }
+
+    fn held(&self) -> Vec<String> {
+        Self::held(self)
+    }
+
+    fn check(&mut self) -> Vec<Drift> {
+        Self::check(self)
+    }
+
+    fn remove(&mut self) -> Result<(), PinError> {
+        Self::remove(self)
     }
 }
 
@@ -89,29 +106,35 @@ pub async fn run(options: &Options) -> Result<()> {
     let server = Server::bind(&loaded.spec.admin, Limits::default())?;
     let signals = Signals::new()?;
     let spec = Arc::new(loaded.spec.clone());
-    let (maps, mut program) = bpf::load(&spec.limits)?;
-    let sweeper =
-        program.take_sweep_parts().map(SweepParts::spawn).transpose().context("start the sweeper")?;
+    let pins = PinDir::lock(&options.pin_dir)?;
     let mut net = NetWatch::spawn(BTreeSet::new()).context("watch the network by netlink")?;
     let (checks, health_events) = HealthChecks::new();
-    let engine = Engine::new(Arc::clone(&spec), Box::new(maps));
-    // What does not fit the maps is refused here; later it could only be tried again and again.
-    engine.preview(&spec, Instant::now())?;
+    let Opened { maps, mut program, adopted } = bpf::open(&spec.limits, pins)?;
+    let sweeper =
+        program.take_sweep_parts().map(SweepParts::spawn).transpose().context("start the sweeper")?;
+    let (dataplane, now) = (Box::new(maps), Instant::now());
+    let engine = if adopted {
+        Engine::adopt(Arc::clone(&spec), dataplane, now)?
+    } else {
+        Engine::new(Arc::clone(&spec), dataplane)
+    };
     let mut controller =
         Controller::new(options.clone(), engine, Box::new(program), checks, net.clone(), Instant::now());
-
-    let first = net.changed().await.context("read interfaces and routes by netlink")?;
-    warn_about_interfaces(&loaded, &first);
-    for change in controller.on_net(&first) {
-        if let Change::Failed { name, why } = change {
-            return Err(anyhow::Error::new(why).context(format!("attach to interface {name}")));
-        }
+    if adopted {
+        let text = format!("the data path of an earlier controller goes on ({})", options.pin_dir.display());
+        controller.event(EventKind::Controller, None, text);
     }
-    controller.reconcile(Instant::now());
+    if let Err(error) = begin(&mut controller, &loaded, &mut net, adopted).await {
+        // What an earlier controller left goes on as it was.
+        if !adopted {
+            controller.remove_data_path();
+        }
+        return Err(error);
+    }
     let (handle, mailbox) = handle::channel();
     let (stop, stopped) = oneshot::channel::<()>();
     let serving = tokio::spawn(server.run(handle, async { drop(stopped.await) }));
-    Loop {
+    let mut work = Loop {
         options,
         controller,
         watcher,
@@ -122,12 +145,38 @@ pub async fn run(options: &Options) -> Result<()> {
         pending: None,
         sweeper,
         cadence: Cadence::new(Instant::now()),
+    };
+    work.run().await;
+    if options.keep {
+        tracing::info!("leaving: forwarding goes on with the last tables; `xlb detach` ends it");
+    } else {
+        work.controller.remove_data_path();
+        tracing::info!("leaving: the data path is detached");
     }
-    .run()
-    .await;
-    tracing::info!("leaving: the data path is detached");
+    drop(work);
     drop(stop);
     drop(serving.await);
+    Ok(())
+}
+
+/// The first attachments and tables.
+async fn begin(
+    controller: &mut Controller,
+    loaded: &Loaded,
+    net: &mut NetHandle,
+    adopted: bool,
+) -> Result<()> {
+    // What does not fit the maps is refused here; later it could only be tried again and again.
+    controller.engine.preview(&Arc::clone(controller.spec()), Instant::now())?;
+    let first = net.changed().await.context("read interfaces and routes by netlink")?;
+    warn_about_interfaces(loaded, &first);
+    for change in controller.on_net(&first) {
+        // After a crash, one interface that is gone must not keep the controller from the others.
+        if let (Change::Failed { name, why }, false) = (change, adopted) {
+            return Err(anyhow::Error::new(why).context(format!("attach to interface {name}")));
+        }
+    }
+    controller.reconcile(Instant::now());
     Ok(())
 }
 
@@ -181,7 +230,7 @@ struct Loop<'a> {
 }
 
 impl Loop<'_> {
-    async fn run(mut self) {
+    async fn run(&mut self) {
         let started = Instant::now();
         let mut ready = false;
         let mut tick = interval(Duration::from_secs(1));
@@ -208,6 +257,7 @@ impl Loop<'_> {
                     self.controller.read_counters(Instant::now());
                     ticks += 1;
                     if ticks.is_multiple_of(DRIFT_TICKS) {
+                        self.controller.check_attachments();
                         self.controller.check_drift();
                     }
                 }

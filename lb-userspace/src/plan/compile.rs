@@ -514,6 +514,18 @@ fn entry(address: IpAddr, knowledge: &Knowledge) -> Backend {
     backend
 }
 
+/// The way in a map entry.
+pub fn route(backend: &Backend) -> Option<Route> {
+    let [a, b, c, d, ..] = backend.outer_source;
+    let is_v6 = backend.flags & BACKEND_IPV6 != 0;
+    (backend.flags & BACKEND_ROUTED != 0).then(|| Route {
+        ifindex: backend.ifindex,
+        next_hop: backend.next_hop,
+        own: backend.own,
+        outer_source: if is_v6 { IpAddr::from(backend.outer_source) } else { IpAddr::from([a, b, c, d]) },
+    })
+}
+
 fn store(field: &mut [u8; 16], address: IpAddr) {
     match address {
         IpAddr::V4(a) => field[..4].copy_from_slice(&a.octets()),

@@ -28,7 +28,7 @@ pub use file::{BackendLine, ConfigFile};
 pub use flood::{Flood, FloodReport, Flooding};
 pub use lab::{ConfigSource, Lab, LabConfig};
 pub use long::{Back, Break, LongConns, LongReport, STALL};
-pub use netns::{Netns, NetnsHandle};
+pub use netns::{BPF_DIR, DIR_PREFIX, Netns, NetnsHandle};
 pub use operate::{Event, Installed, with_other_bpf, xlb_under_test};
 pub use pair::Pair;
 pub use pinned::PinnedLink;

@@ -73,7 +73,7 @@ impl Xlb {
         self.kill()?;
         let mut command = self.netns.command(&self.binary);
         command.args(["run", "--config"]).arg(&self.config);
-        command.arg("--socket").arg(self.socket()).args(&self.arguments);
+        command.arg("--socket").arg(self.socket()).arg("--pin-dir").arg(&self.pin_dir).args(&self.arguments);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = spawn(command).with_context(|| format!("start {}", self.binary.display()))?;
         let stderr = child.stderr.take().context("no stderr")?;
@@ -192,6 +192,13 @@ impl Xlb {
         let mut command = Command::new(&self.binary);
         command.args(arguments).arg("--socket").arg(self.socket());
         command.output().with_context(|| format!("run xlb {}", arguments.join(" ")))
+    }
+
+    /// `xlb detach` with this controller's pin directory.
+    pub fn detach(&self) -> Result<Output> {
+        let mut command = Command::new(&self.binary);
+        command.args(["detach", "--pin-dir"]).arg(&self.pin_dir);
+        command.output().context("run xlb detach")
     }
 
     /// `xlb status --json`.

@@ -59,6 +59,16 @@ impl BpfMaps {
         })
     }
 
+    /// Notes which backends the maps hold already: their counters go on.
+    pub(super) fn note_present(&mut self) -> Result<(), MapError> {
+        for (id, backend) in (0u16..).zip(self.backends.iter()) {
+            if backend?.flags & BACKEND_PRESENT != 0 {
+                self.present.insert(id);
+            }
+        }
+        Ok(())
+    }
+
     fn try_apply(&mut self, op: &Op) -> Result<(), String> {
         let text = |e: MapError| chain(&e);
         match op {

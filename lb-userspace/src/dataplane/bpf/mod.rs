@@ -1,17 +1,29 @@
 //! The kernel: the one module of the controller that knows aya.
 //!
-//! `program.rs` loads and attaches, `maps.rs` writes and reads, `sweep.rs` walks the flow table with what
-//! `syscall.rs` has, `decap.rs` is the servers' side, `error.rs` puts the kernel's refusals into words.
+//! `program.rs` loads and attaches, `maps.rs` writes and reads, `sweep.rs` walks the flow table with what `syscall.rs`
+//! has, `decap.rs` is the servers' side, `error.rs` puts the kernel's refusals into words. What outlives the controller:
+//! `pins.rs` the pin directory, `names.rs` what is called how in it, `adopt.rs` maps of an earlier controller, `shape.rs`
+//! whether they can be used, `link.rs` links by bpf(2), `drift.rs` what others changed, `holder.rs` who has a lock.
 
+mod adopt;
 mod decap;
+mod drift;
 mod error;
+mod holder;
+mod link;
 mod maps;
+mod names;
+mod pins;
 mod program;
+mod shape;
 mod sweep;
 mod syscall;
 
 pub use decap::Decap;
-pub use error::{AttachError, LoadError};
+pub use drift::Drift;
+pub use error::{AttachError, LoadError, PinError};
 pub use maps::BpfMaps;
-pub use program::{Attached, BpfProgram, PacketRun, load};
+pub use pins::{Detached, PinDir, detach, on_bpf_fs};
+pub use program::{Attached, BpfProgram, Opened, PacketRun, load, open};
+pub use shape::Mismatch;
 pub use sweep::{SweepError, SweepHandle, SweepParts, SweepResults};

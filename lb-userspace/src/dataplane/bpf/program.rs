@@ -2,19 +2,28 @@
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{TestRun as _, TestRunOptions, Xdp, XdpMode, xdp::XdpLinkId},
+    programs::{TestRun as _, TestRunOptions, Xdp},
 };
 use lb_common::abi::{self, maps};
-use std::{collections::BTreeMap, io};
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+};
 
 use super::{
-    error::{AttachError, LoadError, chain, errno, load_error},
+    adopt::{self, OwnMap},
+    error::{AttachError, LoadError, PinError, chain, errno, load_error},
+    link::Link,
     maps::BpfMaps,
+    pins::PinDir,
+    shape,
     sweep::SweepParts,
 };
 use crate::{
     config::spec::{Limits, XdpMode as Wanted},
     dataplane::objects,
+    net::{AttachedMode, LinkInfo},
 };
 
 /// How the program came to be attached.
@@ -35,45 +44,125 @@ pub struct PacketRun {
     pub frame: Vec<u8>,
 }
 
-/// The loaded program. Dropping it takes it off the interfaces.
+/// The data path, ready to be filled and attached.
+pub struct Opened {
+    /// The maps.
+    pub maps: BpfMaps,
+    /// The program that uses them.
+    pub program: BpfProgram,
+    /// An earlier controller left maps (all or some) and they are these: they hold its tables and counters.
+    pub adopted: bool,
+}
+
+/// The loaded program. Dropping it leaves what is pinned as it is; see [`Self::remove`].
 pub struct BpfProgram {
     ebpf: Ebpf,
-    links: BTreeMap<u32, XdpLinkId>,
+    /// The kernel's id of the program.
+    pub(super) id: u32,
+    /// `None`: nothing is pinned, and all ends with this value.
+    pub(super) pins: Option<PinDir>,
+    /// By interface.
+    pub(super) links: BTreeMap<String, Held>,
+    /// To be pinned again.
+    pub(super) maps: Vec<OwnMap>,
+    /// What last kept [`Self::check`] from mending, so that it is said once.
+    pub(super) unmended: Option<String>,
     sweep: Option<SweepParts>,
 }
 
-/// Loads the program with maps of these sizes. Nothing is attached yet.
+/// A link that we hold.
+pub(super) struct Held {
+    pub link: Link,
+    /// Where it is; `None`: an earlier controller's, which has not been taken over yet.
+    pub ifindex: Option<u32>,
+}
+
+/// Loads the program with maps of these sizes, without pins: all of it ends with the process. Nothing is attached yet.
 pub fn load(limits: &Limits) -> Result<(BpfMaps, BpfProgram), LoadError> {
     raise_memlock();
-    let mut ebpf = EbpfLoader::new()
-        .map_max_entries(maps::SERVICES4, limits.services)
-        .map_max_entries(maps::SERVICES6, limits.services)
-        .map_max_entries(maps::RING, limits.slots.div_ceil(2))
-        .map_max_entries(maps::BACKENDS, limits.backends)
-        .map_max_entries(maps::BACKEND_STATS, limits.backends)
-        .map_max_entries(maps::RECORDS, limits.backends)
-        .map_max_entries(maps::FLOWS, limits.flows)
-        .load(objects::balancer()?)
-        .map_err(|e| load_error("create the BPF maps", &e))?;
+    load_object(objects::balancer()?, limits, None)
+}
+
+/// Loads the program with the pinned maps of an earlier controller, or makes and pins new ones. What is attached goes
+/// on with the program that it has, until [`BpfProgram::attach`] puts this one in its place. A failure leaves what
+/// was there before.
+pub fn open(limits: &Limits, pins: PinDir) -> Result<Opened, LoadError> {
+    raise_memlock();
+    let object = objects::balancer()?;
+    let adopted = adopt::adopt(object, limits, &pins)?;
+    match open_pinned(object, limits, &pins, adopted) {
+        Ok((maps, mut program)) => {
+            program.pins = Some(pins);
+            Ok(Opened { maps, program, adopted })
+        }
+        Err(error) => {
+            if !adopted {
+                pins.remove()?;
+            }
+            Err(error)
+        }
+    }
+}
+
+fn open_pinned(
+    object: &[u8],
+    limits: &Limits,
+    pins: &PinDir,
+    adopted: bool,
+) -> Result<(BpfMaps, BpfProgram), LoadError> {
+    let (mut maps, mut program) = load_object(object, limits, Some(pins))?;
+    if adopted {
+        maps.note_present().map_err(|e| load_error("read the pinned maps", &e))?;
+    }
+    program.maps = adopt::pinned_maps(pins)?;
+    pins.put(program.fd(), &pins.program())?;
+    for (interface, link) in pins.links()? {
+        program.links.insert(interface, Held { link, ifindex: None });
+    }
+    Ok((maps, program))
+}
+
+fn load_object(
+    object: &[u8],
+    limits: &Limits,
+    pins: Option<&PinDir>,
+) -> Result<(BpfMaps, BpfProgram), LoadError> {
+    let mut loader = EbpfLoader::new();
+    for size in shape::sizes(limits) {
+        loader.map_max_entries(size.map, size.entries());
+    }
+    if let Some(pins) = pins {
+        for name in maps::ALL {
+            loader.map_pin_path(name, pins.maps().join(name));
+        }
+    }
+    let mut ebpf = loader.load(object).map_err(|e| load_error("create the BPF maps", &e))?;
     program(&mut ebpf).load().map_err(|e| load_error("load the XDP program", &e))?;
+    let info = program(&mut ebpf).info().map_err(|e| load_error("look at the XDP program", &e))?;
     // Before the controller's maps leave the object.
     let sweep = Some(SweepParts::take(&mut ebpf, limits.slots, limits.flows)?);
     let maps = BpfMaps::take(&mut ebpf, limits.slots)?;
-    Ok((maps, BpfProgram { ebpf, links: BTreeMap::new(), sweep }))
+    let (id, links) = (info.id(), BTreeMap::new());
+    Ok((maps, BpfProgram { ebpf, id, pins: None, links, maps: Vec::new(), unmended: None, sweep }))
 }
 
 impl BpfProgram {
-    /// Attaches the program to an interface; `Auto` tries the driver first and says why when it had to go without.
-    pub fn attach(&mut self, ifindex: u32, mode: Wanted) -> Result<Attached, AttachError> {
-        match mode {
-            Wanted::Native => self.attach_as(ifindex, XdpMode::Driver).map(|()| native()),
-            Wanted::Generic => {
-                self.attach_as(ifindex, XdpMode::Skb).map(|()| Attached { native: false, note: None })
+    /// Attaches the program to an interface; `Auto` tries the driver first and says why when it had to go without. A
+    /// pinned link of an earlier controller is taken over: the program is replaced without a gap.
+    pub fn attach(&mut self, link: &LinkInfo, mode: Wanted) -> Result<Attached, AttachError> {
+        if let Some(held) = self.links.get_mut(&link.name) {
+            if let Some(native) = taken_over(held, program_fd(&self.ebpf), link, mode) {
+                return Ok(Attached { native, note: None });
             }
-            Wanted::Auto => match self.attach_as(ifindex, XdpMode::Driver) {
+            self.detach(&link.name);
+        }
+        match mode {
+            Wanted::Native => self.attach_as(link, true).map(|()| native()),
+            Wanted::Generic => self.attach_as(link, false).map(|()| Attached { native: false, note: None }),
+            Wanted::Auto => match self.attach_as(link, true) {
                 Ok(()) => Ok(native()),
                 Err(AttachError::Refused(why)) => {
-                    self.attach_as(ifindex, XdpMode::Skb)?;
+                    self.attach_as(link, false)?;
                     Ok(Attached { native: false, note: Some(format!("native XDP: {why}")) })
                 }
                 Err(other) => Err(other),
@@ -81,29 +170,68 @@ impl BpfProgram {
         }
     }
 
-    fn attach_as(&mut self, ifindex: u32, mode: XdpMode) -> Result<(), AttachError> {
+    fn attach_as(&mut self, to: &LinkInfo, native: bool) -> Result<(), AttachError> {
         let link =
-            program(&mut self.ebpf).attach_to_if_index(ifindex, mode).map_err(|e| match errno(&e) {
-                Some(libc::EBUSY | libc::EEXIST) => AttachError::Taken,
-                Some(libc::EPERM | libc::EACCES) => AttachError::Permission,
-                Some(libc::ENODEV) => AttachError::NoInterface,
-                _ => AttachError::Refused(chain(&e)),
-            })?;
-        self.links.insert(ifindex, link);
+            Link::create(program_fd(&self.ebpf), to.ifindex, native).map_err(|e| self.refusal(&e, to))?;
+        if let Some(pins) = &self.pins
+            && let Err(error) = pins.put(link.as_fd(), &pins.link(&to.name))
+        {
+            // What cannot be pinned would not outlive us.
+            drop(link);
+            return Err(error.into());
+        }
+        self.links.insert(to.name.clone(), Held { link, ifindex: Some(to.ifindex) });
         Ok(())
     }
 
-    /// Takes the program off an interface.
-    pub fn detach(&mut self, ifindex: u32) {
-        if let Some(link) = self.links.remove(&ifindex) {
-            // What can fail here is that the interface is gone, and the program with it.
-            let _ = program(&mut self.ebpf).take_link(link).map(aya::programs::Link::detach);
+    fn refusal(&self, error: &io::Error, to: &LinkInfo) -> AttachError {
+        match error.raw_os_error() {
+            Some(libc::EBUSY | libc::EEXIST) => {
+                let other = self.pins.as_ref().and_then(|pins| pins.other_layout_of(&to.name));
+                other.map_or(AttachError::Taken, AttachError::OtherLayout)
+            }
+            Some(libc::EPERM | libc::EACCES) => AttachError::Permission,
+            Some(libc::ENODEV) => AttachError::NoInterface,
+            // The kernel says so about an interface that is not there, too.
+            Some(libc::EINVAL) if !is_there(to.ifindex) => AttachError::NoInterface,
+            _ => AttachError::Refused(error.to_string()),
         }
     }
 
     /// What the sweeper needs; there is one sweeper.
     pub fn take_sweep_parts(&mut self) -> Option<SweepParts> {
         self.sweep.take()
+    }
+
+    /// Takes the program off an interface, and its pin away.
+    pub fn detach(&mut self, interface: &str) {
+        if let Some(held) = self.links.remove(interface) {
+            // What can fail here is that the interface is gone, and the program with it.
+            let _ = held.link.detach();
+        }
+        if let Some(pins) = &self.pins
+            && let Err(error) = pins.remove_link(interface)
+        {
+            tracing::warn!("{}", chain(&error));
+        }
+    }
+
+    /// The interfaces whose links are held, also those of an earlier controller that were not taken over.
+    pub fn held(&self) -> Vec<String> {
+        self.links.keys().cloned().collect()
+    }
+
+    /// Takes the program off all interfaces and removes the pins.
+    pub fn remove(&mut self) -> Result<(), PinError> {
+        for held in std::mem::take(&mut self.links).into_values() {
+            let _ = held.link.detach();
+        }
+        self.pins.as_ref().map_or(Ok(()), PinDir::remove)
+    }
+
+    /// The program's file descriptor.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        program_fd(&self.ebpf)
     }
 
     /// Runs the program on a packet that came in by `ingress` (an interface the program is attached to), or by `lo`.
@@ -129,6 +257,36 @@ impl BpfProgram {
 
 fn native() -> Attached {
     Attached { native: true, note: None }
+}
+
+/// Puts the program into a link of an earlier controller, if that is on this very interface and in a mode that will
+/// do. Answers whether the mode is native.
+fn taken_over(held: &mut Held, program: BorrowedFd<'_>, to: &LinkInfo, mode: Wanted) -> Option<bool> {
+    let state = held.link.state().ok().filter(|state| state.ifindex == to.ifindex)?;
+    // An index says little: the link may be in another network namespace. What runs here is told by the interface.
+    let here = to.xdp.iter().find(|xdp| xdp.program_id == state.program)?;
+    let native = match (mode, here.mode) {
+        (Wanted::Auto | Wanted::Native, AttachedMode::Native) => true,
+        (Wanted::Auto | Wanted::Generic, AttachedMode::Generic) => false,
+        _ => return None,
+    };
+    held.link.update(program).ok()?;
+    held.ifindex = Some(to.ifindex);
+    Some(native)
+}
+
+fn is_there(ifindex: u32) -> bool {
+    use rustix::net::{AddressFamily, SocketType, netdevice::index_to_name, socket};
+    // Without an answer it is taken to be there.
+    let ask = || index_to_name(socket(AddressFamily::UNIX, SocketType::DGRAM, None)?, ifindex);
+    !matches!(ask(), Err(rustix::io::Errno::NODEV | rustix::io::Errno::NXIO))
+}
+
+fn program_fd(ebpf: &Ebpf) -> BorrowedFd<'_> {
+    ebpf.program(abi::PROGRAM)
+        .and_then(|program| program.fd().ok())
+        .expect("the program is loaded before its file descriptor is asked for")
+        .as_fd()
 }
 
 fn program(ebpf: &mut Ebpf) -> &mut Xdp {

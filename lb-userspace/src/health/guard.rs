@@ -235,12 +235,12 @@ impl Guard {
         if self.touched.is_empty() && !due {
             return decision;
         }
-        let mut stirred = BTreeSet::new();
+        let mut doubtful: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
         for at in std::mem::take(&mut self.touched) {
             let member = &mut self.members[at];
             match member.interface {
                 Some(interface) if member.is_doubtful() => {
-                    stirred.insert(interface);
+                    doubtful.entry(interface).or_default().push(at);
                 }
                 _ => {
                     member.hold = None;
@@ -250,9 +250,11 @@ impl Guard {
         }
         let mut holders_changed = std::mem::take(&mut self.regrouped);
         for (&interface, group) in &mut self.groups {
-            if group.holds || stirred.contains(&interface) {
-                let held = group.holds;
-                Look::new(interface, group, &mut self.members, now, &mut decision).decide(proved);
+            let held = group.holds;
+            let news = doubtful.remove(&interface);
+            if held || news.is_some() {
+                Look::new(interface, group, &mut self.members, now, &mut decision)
+                    .decide(news.unwrap_or_default(), proved);
                 holders_changed |= group.holds != held;
             }
         }

@@ -46,9 +46,10 @@ impl<'a> Look<'a> {
         Self { interface, group, members, now, decision, answered: None, timed_out: 0 }
     }
 
-    pub(super) fn decide(mut self, proved: &dyn Fn(&BackendRef) -> Option<Instant>) {
-        let doubtful: Vec<usize> =
-            self.group.members.iter().copied().filter(|at| self.members[*at].is_doubtful()).collect();
+    /// `news` are those that became doubtful, or are still and something else is new of them.
+    pub(super) fn decide(mut self, news: Vec<usize>, proved: &dyn Fn(&BackendRef) -> Option<Instant>) {
+        let all = || self.group.members.iter().copied().filter(|at| self.members[*at].is_doubtful());
+        let doubtful = if self.group.holds { all().collect() } else { news };
         let lost = || doubtful.iter().filter_map(|at| self.members[*at].lost());
         let times = lost().min().zip(lost().max());
         let proofs = times.map_or_else(Proofs::default, |times| self.latest_proofs(times, proved));
@@ -60,6 +61,7 @@ impl<'a> Look<'a> {
         if expired.is_some() {
             self.group.spent = Some(self.now);
         }
+        let mut holds = false;
         for at in doubtful {
             let withheld = comparable && self.holds(at, proofs, expired);
             let member = &mut self.members[at];
@@ -67,15 +69,12 @@ impl<'a> Look<'a> {
                 member.hold = None;
             }
             self.decision.changed |= member.settle(withheld);
+            holds |= withheld;
         }
-        self.speak();
-        let open = |at: &usize| self.members[*at].hold.is_some_and(|hold| hold.refuted.is_none());
-        if self.group.members.iter().any(open) {
+        // The single death, which shall not wait for a walk through all.
+        if holds || self.group.holds {
+            self.speak();
             self.ask();
-        } else {
-            for at in &self.group.members {
-                self.members[*at].asked = false;
-            }
         }
     }
 
@@ -133,10 +132,10 @@ impl<'a> Look<'a> {
         if timeout.is_zero() {
             return false;
         }
-        let before = member.hold;
-        if before.is_none_or(|hold| hold.refuted.is_none()) && lost.is_some() && proofs.steady >= lost {
+        if lost.is_some() && proofs.steady >= lost {
             return false;
         }
+        let before = member.hold;
         let (refuted, by) = match lost {
             Some(lost) => (proofs.any.filter(|proof| *proof >= lost), self.group.latest),
             // Who has answered itself since its verdict refutes it itself.
@@ -199,14 +198,21 @@ impl<'a> Look<'a> {
         self.decision.events.extend(kinds.into_iter().map(|kind| GuardEvent { interface, kind }));
     }
 
-    /// Asks those for a proof who are likeliest to give it: who gave one last.
+    /// Asks those for a proof of whom it would be a steady one; the likeliest are who gave one last.
     fn ask(&mut self) {
-        let mut able: Vec<usize> =
-            self.group.members.iter().copied().filter(|at| self.members[*at].may_answer()).collect();
-        let asked = able.iter().filter(|at| self.members[**at].asked).count();
-        able.retain(|at| !self.members[*at].asked);
+        let group = || self.group.members.iter().copied();
+        let held = group().filter(|at| self.members[*at].hold.is_some());
+        let Some(first) = held.filter_map(|at| self.members[at].lost()).min() else {
+            for at in &self.group.members {
+                self.members[*at].asked = false;
+            }
+            return;
+        };
+        let is_able = |member: &Member| member.may_answer() && member.contact.back < Some(first);
+        let (asked, mut able): (Vec<usize>, Vec<usize>) =
+            group().filter(|at| is_able(&self.members[*at])).partition(|at| self.members[*at].asked);
         able.sort_by_key(|at| std::cmp::Reverse(self.members[*at].contact.proved));
-        for at in able.into_iter().take(ASKED_AT_ONCE.saturating_sub(asked)) {
+        for at in able.into_iter().take(ASKED_AT_ONCE.saturating_sub(asked.len())) {
             let member = &mut self.members[at];
             member.asked = true;
             self.decision.probe.push(member.subject.key.clone());

@@ -57,7 +57,7 @@ pub(super) struct Member {
     pub(super) interface: Option<u32>,
     pub(super) contact: Contact,
     pub(super) hold: Option<Hold>,
-    /// It was asked for a proof since the hold began.
+    /// It was asked for a proof and has given none since.
     pub(super) asked: bool,
 }
 
@@ -84,6 +84,10 @@ impl Member {
     pub(super) fn note(&mut self, event: &HealthEvent) {
         self.verdict = (event.health, event.cause);
         let known = std::mem::replace(&mut self.contact, event.contact).proved;
+        if self.contact.proved > known {
+            self.asked = false;
+        }
+        // What was asked of the book may be newer than the news.
         if let Some(known) = known {
             self.learn(known);
         }
@@ -100,6 +104,7 @@ impl Member {
                 (self.contact.lost, self.contact.failed) = (None, None);
             }
             self.contact.proved = Some(proved);
+            self.asked = false;
         }
     }
 

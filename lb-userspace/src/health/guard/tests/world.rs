@@ -312,7 +312,7 @@ proptest! {
         // A shorter one may be seen by some only, and looks like their death.
         let servers = vec![vec![]; plan.servers.len()];
         let link = vec![(10_000, 10_000 + length)];
-        let world = World::new(Plan { servers, link, ..plan }).run(90_000);
+        let world = World::new(Plan { link, servers, ..plan }).run(90_000);
         prop_assert_eq!(world.downs(), 0, "{:?}", world.stories);
     }
 

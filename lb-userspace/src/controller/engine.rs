@@ -161,6 +161,11 @@ impl Engine {
         self.known.set_next_hops(next_hops);
     }
 
+    /// Whose last verdict is not believed, and what is in force instead.
+    pub fn set_held(&mut self, held: BTreeMap<BackendRef, Verdict>) {
+        self.known.set_held(held);
+    }
+
     /// The interfaces that the program is attached to.
     pub fn set_devices(&mut self, devices: BTreeMap<u32, String>) {
         self.known.set_devices(devices);

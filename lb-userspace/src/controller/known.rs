@@ -54,8 +54,10 @@ pub struct Known {
     /// By service.
     leaving: BTreeMap<Arc<str>, Vec<Leaving>>,
     next_hops: BTreeMap<IpAddr, NextHopState>,
-    /// Ways that another run of the controller knew: they hold until the network has been asked.
+    /// The last ways known, also of another run of the controller: they hold until the network has been asked.
     last_routes: BTreeMap<IpAddr, Route>,
+    /// What is in force of those whose last verdict, or the loss of their next hop, is not believed.
+    held: BTreeMap<BackendRef, Verdict>,
     /// Interfaces that the program is attached to: index and name.
     devices: BTreeMap<u32, String>,
 }
@@ -83,6 +85,11 @@ fn is_same(a: &BackendSpec, b: &BackendSpec) -> bool {
     a.address == b.address && a.port == b.port
 }
 
+fn resolved(state: &NextHopState) -> Option<Route> {
+    let NextHopState::Resolved(NextHop { ifindex, mac, source_mac, source, .. }) = state else { return None };
+    Some(Route { ifindex: *ifindex, next_hop: *mac, own: *source_mac, outer_source: *source })
+}
+
 impl Known {
     /// The file; nothing else is known.
     pub fn new(spec: Arc<Spec>) -> Self {
@@ -94,6 +101,7 @@ impl Known {
             leaving: BTreeMap::new(),
             next_hops: BTreeMap::new(),
             last_routes: BTreeMap::new(),
+            held: BTreeMap::new(),
             devices: BTreeMap::new(),
         }
     }
@@ -111,6 +119,7 @@ impl Known {
         let before = Self { spec: old, ..std::mem::replace(self, Self::new(Arc::clone(&spec))) };
         (self.next_hops, self.devices) = (before.next_hops.clone(), before.devices.clone());
         self.last_routes.clone_from(&before.last_routes);
+        self.held.clone_from(&before.held);
         let old_names: BTreeMap<Server, BackendRef> = before
             .spec
             .services
@@ -225,7 +234,23 @@ impl Known {
 
     /// The next hops of all wanted addresses.
     pub fn set_next_hops(&mut self, next_hops: BTreeMap<IpAddr, NextHopState>) {
+        for (address, state) in &next_hops {
+            if let Some(route) = resolved(state) {
+                self.last_routes.insert(*address, route);
+            }
+        }
+        self.last_routes.retain(|address, _| next_hops.contains_key(address));
         self.next_hops = next_hops;
+    }
+
+    /// Index of the interface that packets to an address leave by, if there is a way to it.
+    pub fn way(&self, address: IpAddr) -> Option<u32> {
+        self.next_hops.get(&address).and_then(resolved).map(|route| route.ifindex)
+    }
+
+    /// Whose last verdict is not believed, and what is in force instead.
+    pub fn set_held(&mut self, held: BTreeMap<BackendRef, Verdict>) {
+        self.held = held;
     }
 
     /// The interfaces that the program is attached to.
@@ -341,7 +366,8 @@ impl Known {
         let admin = if left.is_some() { AdminState::Drain } else { self.admin(service, backend) };
         let drain_since = left.or_else(|| self.drain_since(key));
         let drain_is_over = drain_since.is_some_and(|since| now >= since + service.drain_timeout);
-        let Verdict { health, cause } = self.verdict(key);
+        let held = self.held.get(key);
+        let Verdict { health, cause } = held.copied().unwrap_or_else(|| self.verdict(key));
         let is_dead = health == Health::Down
             && match service.on_down {
                 OnDown::Auto => !cause.is_layer7_only(),
@@ -354,7 +380,7 @@ impl Known {
             is_usable: admin != AdminState::Disabled && !is_dead && !is_over,
             drain_is_over,
             is_last_resort: admin != AdminState::Disabled,
-            route: self.route(service, backend.address),
+            route: self.route(service, backend.address, held.is_some()),
             note: Note {
                 health,
                 cause,
@@ -365,13 +391,12 @@ impl Known {
         }
     }
 
-    fn route(&self, service: &ServiceSpec, address: IpAddr) -> Option<Route> {
+    fn route(&self, service: &ServiceSpec, address: IpAddr, is_held: bool) -> Option<Route> {
+        let last = || self.last_routes.get(&address).copied();
         let route = match self.next_hops.get(&address) {
-            Some(NextHopState::Resolved(NextHop { ifindex, mac, source_mac, source, .. })) => {
-                Route { ifindex: *ifindex, next_hop: *mac, own: *source_mac, outer_source: *source }
-            }
-            Some(NextHopState::Unreachable(_)) => return None,
-            None | Some(NextHopState::Pending) => *self.last_routes.get(&address)?,
+            Some(NextHopState::Unreachable(_)) if !is_held => return None,
+            Some(state) => resolved(state).or_else(last)?,
+            None => last()?,
         };
         if route.outer_source.is_unspecified() && service.forward == Forward::Ipip {
             return None;

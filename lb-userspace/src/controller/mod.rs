@@ -14,6 +14,7 @@
 pub mod attach;
 pub mod counters;
 pub mod engine;
+mod guarded;
 pub mod known;
 pub mod reload;
 mod requests;
@@ -44,7 +45,7 @@ use crate::{
         spec::{AdminState, HealthSpec, Spec},
     },
     flows::{SweepResult, SweepView},
-    health::{BackendRef, Health, HealthChecks, HealthEvent, Target},
+    health::{BackendRef, Health, HealthChecks, HealthEvent, Target, guard::Guard},
     net::{LinkInfo, NetEvent, NetHandle},
 };
 
@@ -74,6 +75,9 @@ pub struct Controller {
     retry_delay: Duration,
     /// Whole walks over the flow table.
     sweeps: u64,
+    guard: Guard,
+    /// What the guard said last, by interface, while it holds verdicts.
+    guard_texts: BTreeMap<u32, String>,
     /// The last failure, so that it is said once.
     failure: Option<String>,
 }
@@ -106,6 +110,8 @@ impl Controller {
             retry_at: None,
             retry_delay: RETRY_FIRST,
             sweeps: 0,
+            guard: Guard::default(),
+            guard_texts: BTreeMap::new(),
             failure: None,
         };
         controller.follow_spec();
@@ -144,6 +150,7 @@ impl Controller {
             targets.push(Target { key, address, spec: Arc::clone(&health[&*service.name]), initial });
         }
         self.net.set_wanted(addresses);
+        self.follow_subjects(Instant::now());
         self.checks.set_targets(targets);
         self.follow_interfaces();
     }
@@ -165,6 +172,7 @@ impl Controller {
         self.links = Some(event.links.clone());
         let before: BTreeMap<_, _> = self.obstacles();
         self.engine.set_next_hops(event.next_hops.clone());
+        self.tell_ways(Instant::now());
         let changes = self.follow_interfaces();
         for (address, why) in self.obstacles() {
             if before.get(&address) != Some(&why) {
@@ -186,6 +194,7 @@ impl Controller {
         for event in news {
             let verdict = Verdict { health: event.health, cause: event.cause };
             self.engine.set_verdict(event.key.clone(), verdict);
+            self.guard.note_health(&event);
             if event.changed {
                 let detail = event.detail.as_str();
                 let detail = if detail.is_empty() { String::new() } else { format!(", {detail}") };
@@ -215,6 +224,7 @@ impl Controller {
 
     /// Brings the maps in line with what is known. A failure is retried later, see [`Self::retry_at`].
     pub fn reconcile(&mut self, now: Instant) -> bool {
+        self.consult_guard(now);
         let result = self.engine.reconcile(now);
         if self.engine.take_forgot() {
             self.follow_spec();
@@ -242,7 +252,7 @@ impl Controller {
 
     /// When to reconcile again although nothing happened.
     pub fn retry_at(&self) -> Option<Instant> {
-        self.retry_at
+        self.retry_at.into_iter().chain(self.guard.next_deadline()).min()
     }
 
     /// Once a second: a reading of the counters.

@@ -153,7 +153,7 @@ impl Controller {
                 version: env!("CARGO_PKG_VERSION").into(),
                 uptime_s: now.saturating_duration_since(self.started).as_secs_f64(),
                 pid: std::process::id(),
-                guard: Vec::new(),
+                guard: self.guard_texts.values().cloned().collect(),
             },
             flows: self.flows(now),
         }

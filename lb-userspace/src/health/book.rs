@@ -1,7 +1,7 @@
 //! What is known of all backends, and what of it nobody has read yet. Pure: `now` is a parameter.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -12,6 +12,38 @@ use super::{
     state::{Health, Tracker},
 };
 use crate::config::spec::{Check, HealthSpec};
+
+/// When the path to a backend was last proved, see [`Reason::proves_path`], and since when it is in doubt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Contact {
+    /// When the last answer came that proves the path.
+    pub proved: Option<Instant>,
+    /// Start of the first probe since then that failed without one; `None` if none did.
+    pub lost: Option<Instant>,
+    /// Start of the last such probe.
+    pub failed: Option<Instant>,
+    /// When the path was proved for the first time, or for the first time after it was lost.
+    pub back: Option<Instant>,
+}
+
+impl Contact {
+    /// Takes the result of a probe that ended at `now`.
+    fn take(&mut self, reason: Reason, latency: Duration, now: Instant) {
+        let started = now.checked_sub(latency).unwrap_or(now);
+        if reason.proves_path() {
+            // Silence after the connection proves no more than that it was made, at the start.
+            let proved = Some(if reason == Reason::L7Timeout { started } else { now });
+            if self.proved.is_none() || self.lost.is_some() {
+                self.back = proved;
+            }
+            self.proved = proved;
+            (self.lost, self.failed) = (None, None);
+        } else if reason.verdict() == Verdict::Fail {
+            self.lost.get_or_insert(started);
+            self.failed = Some(started);
+        }
+    }
+}
 
 /// The latest news of one backend.
 #[derive(Debug, Clone)]
@@ -32,6 +64,8 @@ pub struct HealthEvent {
     pub at: Instant,
     /// How long the probe took.
     pub latency: Duration,
+    /// What the results say of the path.
+    pub contact: Contact,
     /// `health` differs from `previous`.
     pub changed: bool,
     /// Results so far; 0 where none came from a probe.
@@ -53,6 +87,8 @@ pub struct BackendHealth {
     pub since: Instant,
     /// How long the last probe took.
     pub latency: Duration,
+    /// What the results say of the path.
+    pub contact: Contact,
     /// Results by how they count.
     pub counts: Counts,
 }
@@ -90,6 +126,8 @@ pub(super) struct Recorded {
 pub(super) struct Book {
     entries: BTreeMap<BackendRef, Entry>,
     unread: BTreeMap<BackendRef, HealthEvent>,
+    /// Whose every result is news.
+    watched: BTreeSet<BackendRef>,
     closed: bool,
 }
 
@@ -98,6 +136,7 @@ struct Entry {
     epoch: u64,
     tracker: Tracker,
     latency: Duration,
+    contact: Contact,
     counts: Counts,
 }
 
@@ -151,6 +190,7 @@ impl Book {
             Verdict::Unjudged => entry.counts.errors += 1,
         }
         entry.latency = seen.latency;
+        entry.contact.take(seen.reason, seen.latency, now);
         let step = entry.tracker.observe(seen.reason, seen.detail, now);
         if step.changed {
             entry.counts.flips += 1;
@@ -158,10 +198,21 @@ impl Book {
                 (entry.tracker.health(), entry.tracker.reason(), entry.tracker.detail());
             tracing::debug!(backend = %key, %health, %reason, %detail, "health changed");
         }
-        if step.notable {
+        let news = step.notable || self.watched.contains(key);
+        if news {
             publish(&mut self.unread, key, entry, step.previous, now);
         }
-        Some(Recorded { interval: entry.tracker.next_interval(), news: step.notable })
+        Some(Recorded { interval: entry.tracker.next_interval(), news })
+    }
+
+    /// From now on every result of these is news, and of no others.
+    pub(super) fn watch(&mut self, keys: BTreeSet<BackendRef>) {
+        self.watched = keys;
+    }
+
+    /// When the path to it was last proved.
+    pub(super) fn proved(&self, key: &BackendRef) -> Option<Instant> {
+        self.entries.get(key)?.contact.proved
     }
 
     /// Forgets all other targets, and what is unread of them.
@@ -193,7 +244,13 @@ impl Book {
 
 impl Entry {
     fn new(epoch: u64, tracker: Tracker) -> Self {
-        Self { epoch, tracker, latency: Duration::ZERO, counts: Counts::default() }
+        Self {
+            epoch,
+            tracker,
+            latency: Duration::ZERO,
+            contact: Contact::default(),
+            counts: Counts::default(),
+        }
     }
 
     fn view(&self) -> BackendHealth {
@@ -204,6 +261,7 @@ impl Entry {
             detail: self.tracker.detail().clone(),
             since: self.tracker.since(),
             latency: self.latency,
+            contact: self.contact,
             counts: self.counts,
         }
     }
@@ -228,6 +286,7 @@ fn publish(
         detail: entry.tracker.detail().clone(),
         at,
         latency: entry.latency,
+        contact: entry.contact,
         changed: health != previous,
         round: entry.tracker.round(),
     };

@@ -5,16 +5,18 @@
 //! memory is bounded by the number of backends, and a mass failure arrives as one batch. An unread event that is
 //! overtaken keeps its `previous`, so a flip there and back is no flip.
 //!
-//! `state` decides and `book` remembers (both pure), `probe` does I/O, `schedule` says when, this file supervises.
+//! `state` decides, `book` remembers and `guard` doubts (all pure), `probe` does I/O, `schedule` says when, this file
+//! supervises.
 
 pub mod book;
+pub mod guard;
 pub mod probe;
 pub mod reason;
 pub mod schedule;
 pub mod state;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     net::{IpAddr, SocketAddr},
     panic::AssertUnwindSafe,
@@ -31,7 +33,7 @@ use tokio::{
 
 use self::book::{Book, Start};
 pub use self::{
-    book::{BackendHealth, Counts, HealthEvent},
+    book::{BackendHealth, Contact, Counts, HealthEvent},
     probe::Observation,
     reason::{Detail, Reason},
     schedule::detection_time,
@@ -88,6 +90,8 @@ pub struct HealthEvents(Arc<Shared>);
 struct Running {
     address: IpAddr,
     spec: Arc<HealthSpec>,
+    /// Rings when the next probe shall not wait for its time.
+    hurry: Arc<Notify>,
     _task: Option<Task>,
 }
 
@@ -158,6 +162,23 @@ impl HealthChecks {
         self.shared.book().view()
     }
 
+    /// When the path to it was last proved, see [`Reason::proves_path`].
+    pub fn proved(&self, key: &BackendRef) -> Option<std::time::Instant> {
+        self.shared.book().proved(key)
+    }
+
+    /// From now on every result of these targets is news, and of the others what always is.
+    pub fn watch(&self, keys: BTreeSet<BackendRef>) {
+        self.shared.book().watch(keys);
+    }
+
+    /// The next probe of this target starts now, or as soon as the one that runs is over.
+    pub fn probe_now(&self, key: &BackendRef) {
+        if let Some(running) = self.running.get(key) {
+            running.hurry.notify_one();
+        }
+    }
+
     fn is_running(&self, target: &Target) -> bool {
         self.running.get(&target.key).is_some_and(|r| r.address == target.address && r.spec == target.spec)
     }
@@ -171,6 +192,7 @@ impl HealthChecks {
         if self.shared.book().enter(&key, self.epochs, &spec, start, Instant::now().into_std()) {
             self.shared.news.notify_one();
         }
+        let hurry = Arc::new(Notify::new());
         let task = (spec.check != Check::None).then(|| {
             let first = Instant::now() + schedule::first_offset(spec.interval, index, count);
             let job = Job {
@@ -179,10 +201,11 @@ impl HealthChecks {
                 epoch: self.epochs,
                 address: SocketAddr::new(address, spec.port),
                 spec: Arc::clone(&spec),
+                hurry: Arc::clone(&hurry),
             };
             Task(tokio::spawn(job.run(first)).abort_handle())
         });
-        self.running.insert(key, Running { address, spec, _task: task });
+        self.running.insert(key, Running { address, spec, hurry, _task: task });
     }
 }
 
@@ -229,13 +252,17 @@ struct Job {
     epoch: u64,
     address: SocketAddr,
     spec: Arc<HealthSpec>,
+    hurry: Arc<Notify>,
 }
 
 impl Job {
     async fn run(self, first: Instant) {
         let mut due = first;
         loop {
-            sleep_until(due).await;
+            tokio::select! {
+                () = sleep_until(due) => {}
+                () = self.hurry.notified() => {}
+            }
             // The wait for a permit is no part of the probe: it has no influence on the result.
             let Ok(permit) = self.shared.permits.acquire().await else { return };
             let started = Instant::now();

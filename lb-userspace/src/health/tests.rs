@@ -11,6 +11,8 @@ use tokio::{
 
 use super::*;
 
+mod watch;
+
 const PASS: Reason = Reason::L4Ok;
 const FAIL: Reason = Reason::L4Refused;
 

@@ -5,8 +5,9 @@
 //! ```
 //!
 //! `ids.rs` keeps backend ids stable, `slots.rs` gives each ring its place, `ring.rs` says who is to have each slot,
-//! `rings.rs` leads the slots there without losing a connection, `slow_start.rs` raises weights in steps, `records.rs` writes down what a restart has to know,
-//! `compile.rs` puts the tables together, `diff.rs` orders the operations: make before break.
+//! `slow_start.rs` raises weights in steps, `rings.rs` leads the slots there without losing a connection, `records.rs`
+//! writes down what a restart has to know, `compile.rs` puts the tables together, `diff.rs` orders the operations: make
+//! before break.
 
 pub mod compile;
 pub mod diff;

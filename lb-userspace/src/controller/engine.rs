@@ -8,7 +8,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use lb_common::backend::BackendStats;
@@ -56,6 +56,8 @@ pub struct Engine {
     refused: (u64, Option<Instant>),
     /// Backends that become eligible now were there all the time.
     is_warm: bool,
+    /// See [`crate::plan::rings::Wish::young`].
+    young: Duration,
     /// Backends that have left were forgotten since anybody asked.
     forgot: bool,
     /// Counters of backends that left, by service.
@@ -78,6 +80,7 @@ impl Engine {
             walk: None,
             refused: (0, None),
             is_warm: true,
+            young: Duration::ZERO,
             forgot: false,
             left_behind: BTreeMap::new(),
             services_of: BTreeMap::new(),
@@ -186,6 +189,12 @@ impl Engine {
         self.known.admin(service, backend)
     }
 
+    /// For so long a new ring's slots do not move: they are settled at once.
+    #[must_use]
+    pub fn with_young(self, young: Duration) -> Self {
+        Self { young, ..self }
+    }
+
     /// From now on a backend that becomes eligible is new or has recovered, and starts slowly.
     pub fn set_started(&mut self) {
         self.is_warm = false;
@@ -203,6 +212,7 @@ impl Engine {
             leaving: &|service| known.of_leaving(service, now),
             refused_at: self.refused.1,
             is_warm: self.is_warm,
+            young: self.young,
             now,
         })?;
         for service in &self.compiled.services {
@@ -332,6 +342,7 @@ impl Engine {
             leaving: &|service| known.of_leaving(service, now),
             refused_at: self.refused.1,
             is_warm: true,
+            young: self.young,
             now,
         })
     }

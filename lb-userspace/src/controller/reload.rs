@@ -266,6 +266,7 @@ services:
                 leaving: &|_| Vec::new(),
                 refused_at: None,
                 is_warm: true,
+                young: std::time::Duration::ZERO,
                 now: Instant::now(),
             };
             compiler.compile(&input).expect("it fits")

@@ -47,6 +47,8 @@ const NEXT_HOPS_LIMIT: Duration = Duration::from_secs(1);
 const VERDICTS_LIMIT: Duration = Duration::from_mins(1);
 /// A watched change that only removes waits until the file has been still for so long.
 const REMOVAL_STILLNESS: Duration = Duration::from_millis(500);
+/// The first verdicts of a new service come within so long.
+const YOUNG: Duration = Duration::from_secs(2);
 /// Seconds between comparisons with the kernel's maps, program and links.
 const DRIFT_TICKS: u64 = 2;
 
@@ -117,7 +119,8 @@ pub async fn run(options: &Options) -> Result<()> {
         Engine::adopt(Arc::clone(&spec), dataplane, now)?
     } else {
         Engine::new(Arc::clone(&spec), dataplane)
-    };
+    }
+    .with_young(YOUNG);
     let mut controller =
         Controller::new(options.clone(), engine, Box::new(program), checks, net.clone(), Instant::now());
     if adopted {

@@ -90,6 +90,8 @@ pub struct Input<'a> {
     pub refused_at: Option<Instant>,
     /// Backends that become eligible now were there all the time: no slow start for them.
     pub is_warm: bool,
+    /// See [`Wish::young`].
+    pub young: Duration,
     /// The time.
     pub now: Instant,
 }
@@ -277,6 +279,7 @@ impl Compiler {
             members,
             usable,
             moves: moves(service),
+            young: input.young,
             is_over: &|id, since| {
                 let is_over = pool.knowledge.get(&id).is_some_and(|k| k.drain_is_over);
                 let rested = input.refused_at.map_or(since, |refused| refused.max(since));

@@ -8,7 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::{Arc, OnceLock},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use lb_common::slot::Slot;
@@ -35,6 +35,9 @@ pub struct Wish<'a> {
     pub usable: BTreeSet<u16>,
     /// Whether its slots move: some of its flows are known by a SYN, and pinned only while they have to be.
     pub moves: bool,
+    /// A new ring's slots are settled at once for so long: its backends get their first verdicts one after the other, and
+    /// what moved meanwhile would be led to the first of them by a balancer that takes over from another.
+    pub young: Duration,
     /// Whether a move away from a backend (its id), whose last slot began to move then, is over.
     pub is_over: &'a dyn Fn(u16, Instant) -> bool,
 }
@@ -52,6 +55,8 @@ pub struct Placed {
     pub words: Ring,
     whole: Arc<Whole>,
     state: State,
+    /// When it was made; `None`: by another run of the controller.
+    born: Option<Instant>,
 }
 
 /// The ring of a pool as if all of it were eligible.
@@ -144,12 +149,13 @@ impl Placed {
             .filter(|(id, since)| (wish.is_over)(**id, **since))
             .map(|(id, _)| *id)
             .collect();
+        let is_young = self.born.is_some_and(|born| now < born + wish.young);
         let last = wish.usable.iter().copied().max().unwrap_or(0);
         // Flat, as the counts above: 65,537 slots are looked at.
         let usable: Vec<bool> = (0..=last).map(|id| wish.usable.contains(&id)).collect();
         let is_usable = |id: u16| usable.get(usize::from(id)).copied().unwrap_or(false);
         let next = |(word, wanted): (&Slot, &u16)| {
-            if !wish.moves {
+            if !wish.moves || is_young {
                 return Slot::settled(*wanted);
             }
             let word = word.advance(*wanted, is_usable);
@@ -199,6 +205,7 @@ impl Placed {
             words: vec![Slot::EMPTY; words.len()].into(),
             whole: nobody,
             state: State::default(),
+            born: None,
         };
         placed.note(&words, now);
         placed.words = words;
@@ -231,7 +238,8 @@ impl Rings {
             let base = self.space.take(wish.size)?;
             self.old_places.extend(old.map(|placed| placed.base));
             let words = vec![Slot::EMPTY; wish.size as usize].into();
-            self.placed.insert(Arc::clone(wish.name), Placed::adopted(base, words, now));
+            let placed = Placed { born: Some(now), ..Placed::adopted(base, words, now) };
+            self.placed.insert(Arc::clone(wish.name), placed);
         }
         let placed = self.placed.get_mut(wish.name).expect("it was there or has just been placed");
         if placed.whole.members != wish.pool {

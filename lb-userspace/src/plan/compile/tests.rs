@@ -46,6 +46,7 @@ fn compile(
         leaving: &|_| Vec::new(),
         refused_at: None,
         is_warm: true,
+        young: Duration::ZERO,
         now,
     })
 }

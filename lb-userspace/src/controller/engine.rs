@@ -184,6 +184,19 @@ impl Engine {
         }
     }
 
+    /// Operators' words of an earlier run. Where the file says something else by now, it wins.
+    pub fn adopt_words(&mut self, words: &BTreeMap<BackendRef, Word>) {
+        let spec = Arc::clone(self.spec());
+        for service in &spec.services {
+            for backend in &service.backends {
+                let key = backend_ref(service, backend);
+                if let Some(word) = words.get(&key).filter(|word| word.file == backend.state) {
+                    self.known.set_word(key, *word);
+                }
+            }
+        }
+    }
+
     /// The administrative state in force.
     pub fn admin(&self, service: &ServiceSpec, backend: &BackendSpec) -> AdminState {
         self.known.admin(service, backend)

@@ -19,6 +19,7 @@ pub mod known;
 pub mod reload;
 mod requests;
 pub mod start;
+pub mod state_file;
 mod status;
 
 use std::{
@@ -33,6 +34,7 @@ use self::{
     engine::{Engine, backend_ref},
     known::Verdict,
     start::Options,
+    state_file::StateFile,
 };
 use crate::{
     api::{
@@ -76,6 +78,8 @@ pub struct Controller {
     /// Whole walks over the flow table.
     sweeps: u64,
     guard: Guard,
+    /// Where operators' words are kept, if anywhere.
+    state_file: Option<StateFile>,
     /// What the guard said last, by interface, while it holds verdicts.
     guard_texts: BTreeMap<u32, String>,
     /// The last failure, so that it is said once.
@@ -111,6 +115,7 @@ impl Controller {
             retry_delay: RETRY_FIRST,
             sweeps: 0,
             guard: Guard::default(),
+            state_file: None,
             guard_texts: BTreeMap::new(),
             failure: None,
         };
@@ -226,6 +231,7 @@ impl Controller {
     pub fn reconcile(&mut self, now: Instant) -> bool {
         self.consult_guard(now);
         let result = self.engine.reconcile(now);
+        self.save_words();
         if self.engine.take_forgot() {
             self.follow_spec();
         }
@@ -247,6 +253,27 @@ impl Controller {
                 self.retry_delay = (self.retry_delay * 2).min(RETRY_MAX);
                 false
             }
+        }
+    }
+
+    /// Operators' words are kept there from now on, and those that it has are in force, unless `is_stale`: the maps say
+    /// the same, and later.
+    pub fn keep_words(&mut self, file: StateFile, is_stale: bool) {
+        if !is_stale {
+            self.engine.adopt_words(file.words());
+            self.follow_spec();
+        }
+        self.state_file = Some(file);
+    }
+
+    fn save_words(&mut self) {
+        let Some(file) = &mut self.state_file else { return };
+        if let Err(error) = file.save(self.engine.known().words()) {
+            let text =
+                format!("cannot keep the state of drained and disabled backends for the next start: {error}");
+            self.event(EventKind::Admin, None, text);
+            // Said once.
+            self.state_file = None;
         }
     }
 

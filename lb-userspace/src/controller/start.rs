@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,6 +18,7 @@ use super::{
     Controller,
     attach::{Attach, Change},
     engine::Engine,
+    state_file::{self, StateFile},
 };
 use crate::{
     api::{
@@ -25,6 +26,7 @@ use crate::{
         model::EventKind,
         server::{Limits, Server},
     },
+    cli::args::PIN_DIR,
     config::{
         self, Loaded,
         consent::{self, Consent},
@@ -126,6 +128,14 @@ pub async fn run(options: &Options) -> Result<()> {
     if adopted {
         let text = format!("the data path of an earlier controller goes on ({})", options.pin_dir.display());
         controller.event(EventKind::Controller, None, text);
+    }
+    if options.pin_dir == Path::new(PIN_DIR) {
+        match StateFile::open(Path::new(state_file::PATH)) {
+            Ok(file) => controller.keep_words(file, adopted),
+            Err(error) => {
+                tracing::warn!("{} is not used: {error}; move it away to have a new one", state_file::PATH)
+            }
+        }
     }
     if let Err(error) = begin(&mut controller, &loaded, &mut net, adopted).await {
         // What an earlier controller left goes on as it was.

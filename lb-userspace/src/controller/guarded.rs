@@ -48,7 +48,9 @@ impl Controller {
         for event in decision.events {
             self.say(&event, now);
         }
-        if decision.changed {
+        // A verdict that is held from the start changes nothing of what is in force, and so does one that was held to
+        // the end; but the engine has heard the verdict itself.
+        if decision.changed || self.guard.next_deadline().is_some() || self.holds {
             let held = self.engine.known().probed().into_iter().map(|(_, key, _)| key);
             let held: BTreeMap<_, _> = held
                 .filter(|key| self.guard.is_held(key))
@@ -57,6 +59,7 @@ impl Controller {
                     (key, Verdict { health, cause })
                 })
                 .collect();
+            self.holds = !held.is_empty();
             self.engine.set_held(held);
         }
     }

@@ -78,6 +78,8 @@ pub struct Controller {
     /// Whole walks over the flow table.
     sweeps: u64,
     guard: Guard,
+    /// The engine was told of verdicts that are held.
+    holds: bool,
     /// Where operators' words are kept, if anywhere.
     state_file: Option<StateFile>,
     /// What the guard said last, by interface, while it holds verdicts.
@@ -115,6 +117,7 @@ impl Controller {
             retry_delay: RETRY_FIRST,
             sweeps: 0,
             guard: Guard::default(),
+            holds: false,
             state_file: None,
             guard_texts: BTreeMap::new(),
             failure: None,

@@ -2,14 +2,21 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path, sync::Arc, time::Instant};
 
-use lb_common::{backend::BackendStats, outcome::Outcome};
+use aya::maps::{HashMap, MapData};
+use lb_common::{
+    backend::BackendStats,
+    flow::{FlowKey, Pin},
+    outcome::Outcome,
+};
 use lb_userspace::{
     config,
     controller::engine::{Engine, backend_ref},
-    dataplane::bpf::{self, BpfProgram},
+    dataplane::bpf::{self, BpfProgram, SweepParts},
     health::{BackendRef, Health},
     net::{NextHop, NextHopState},
 };
+
+use crate::flows::open;
 
 /// XDP actions by name.
 pub use aya_actions::*;
@@ -38,6 +45,9 @@ pub const LO: u32 = 1;
 pub struct Prog {
     /// What fills the maps.
     pub engine: Engine,
+    /// The flow table.
+    pub flows: HashMap<MapData, FlowKey, Pin>,
+    parts: SweepParts,
     program: BpfProgram,
     outcomes: [u64; Outcome::ALL.len()],
     stats: BTreeMap<u16, BackendStats>,
@@ -47,7 +57,7 @@ impl Prog {
     /// With this configuration, every backend up, and its next hop at [`next_hop_mac`] behind `lo`.
     pub fn new(yaml: &str) -> Self {
         let spec = config::parse(yaml, Path::new("test.yaml")).unwrap_or_else(|e| panic!("{e}")).spec;
-        let (maps, program) = bpf::load(&spec.limits).unwrap_or_else(|e| panic!("{e}"));
+        let (maps, mut program) = bpf::load(&spec.limits).unwrap_or_else(|e| panic!("{e}"));
         let spec = Arc::new(spec);
         let mut engine = Engine::new(Arc::clone(&spec), Box::new(maps));
         engine.set_devices(BTreeMap::from([(LO, "lo".to_owned())]));
@@ -58,14 +68,41 @@ impl Prog {
                 engine.set_health(backend_ref(service, backend), Health::Up);
             }
         }
-        let mut prog = Self { engine, program, outcomes: [0; Outcome::ALL.len()], stats: BTreeMap::new() };
+        let parts = program.take_sweep_parts().expect("nobody else has taken them");
+        let flows = open(&parts);
+        let (outcomes, stats) = ([0; Outcome::ALL.len()], BTreeMap::new());
+        let mut prog = Self { engine, flows, parts, program, outcomes, stats };
         prog.reconcile();
         prog
     }
 
+    /// Another configuration of the same addresses.
+    pub fn set_spec(&mut self, yaml: &str) {
+        let spec = config::parse(yaml, Path::new("test.yaml")).unwrap_or_else(|e| panic!("{e}")).spec;
+        self.engine.set_spec(Arc::new(spec), Instant::now());
+        self.reconcile();
+    }
+
+    /// Walks over the flow table as the sweeper does, and does what follows.
+    pub fn sweep(&mut self) {
+        let walk = self.parts.walk(self.engine.sweep_view(), || false).unwrap_or_else(|e| panic!("{e}"));
+        self.engine.on_walk(walk.expect("nobody stopped it"));
+        self.reconcile();
+    }
+
+    /// All pins.
+    pub fn pins(&self) -> Vec<(FlowKey, Pin)> {
+        self.flows.iter().map(|pin| pin.unwrap_or_else(|e| panic!("{e}"))).collect()
+    }
+
     /// Brings the maps in line after a change of what the engine knows.
     pub fn reconcile(&mut self) {
-        self.engine.reconcile(Instant::now()).unwrap_or_else(|e| panic!("{e}"));
+        self.reconcile_at(Instant::now());
+    }
+
+    /// As [`Self::reconcile`], at another time.
+    pub fn reconcile_at(&mut self, now: Instant) {
+        self.engine.reconcile(now).unwrap_or_else(|e| panic!("{e}"));
     }
 
     /// A verdict.

@@ -10,7 +10,7 @@ use lb_common::{
 };
 use lb_userspace::{
     config,
-    controller::engine::{Engine, backend_ref},
+    controller::engine::Engine,
     dataplane::bpf::{self, BpfProgram, SweepParts},
     health::{BackendRef, Health},
     net::{NextHop, NextHopState},
@@ -61,26 +61,34 @@ impl Prog {
         let spec = Arc::new(spec);
         let mut engine = Engine::new(Arc::clone(&spec), Box::new(maps));
         engine.set_devices(BTreeMap::from([(LO, "lo".to_owned())]));
-        let addresses = spec.services.iter().flat_map(|s| &s.backends).map(|b| b.address);
-        engine.set_next_hops(addresses.map(|a| (a, NextHopState::Resolved(next_hop(a, LO)))).collect());
-        for service in &spec.services {
-            for backend in &service.backends {
-                engine.set_health(backend_ref(service, backend), Health::Up);
-            }
-        }
         let parts = program.take_sweep_parts().expect("nobody else has taken them");
         let flows = open(&parts);
         let (outcomes, stats) = ([0; Outcome::ALL.len()], BTreeMap::new());
         let mut prog = Self { engine, flows, parts, program, outcomes, stats };
+        prog.suppose_all_up();
         prog.reconcile();
         prog
     }
 
-    /// Another configuration of the same addresses.
+    /// Another configuration; who is new is up.
     pub fn set_spec(&mut self, yaml: &str) {
         let spec = config::parse(yaml, Path::new("test.yaml")).unwrap_or_else(|e| panic!("{e}")).spec;
         self.engine.set_spec(Arc::new(spec), Instant::now());
+        self.suppose_all_up();
         self.reconcile();
+    }
+
+    /// Every next hop is known, and everybody without a verdict is up.
+    fn suppose_all_up(&mut self) {
+        let probed = self.engine.known().probed();
+        let backends: Vec<_> = probed.into_iter().map(|(_, key, address)| (key, address)).collect();
+        let next_hops = backends.iter().map(|(_, a)| (*a, NextHopState::Resolved(next_hop(*a, LO))));
+        self.engine.set_next_hops(next_hops.collect());
+        for (key, _) in backends {
+            if self.engine.health(&key) == Health::Unknown {
+                self.engine.set_health(key, Health::Up);
+            }
+        }
     }
 
     /// Walks over the flow table as the sweeper does, and does what follows.

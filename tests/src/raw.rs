@@ -20,10 +20,7 @@ use lb_userspace::{
     },
     plan::tables::{Op, ServiceKey},
 };
-use rustix::{
-    thread::{CpuSet, sched_setaffinity},
-    time::{ClockId, clock_gettime},
-};
+use rustix::thread::{CpuSet, sched_getcpu, sched_setaffinity};
 
 use crate::{
     flows::open,
@@ -182,14 +179,8 @@ pub fn mac(id: u16) -> [u8; 6] {
 /// Keeps this thread on the CPU that it is on.
 pub fn stay_on_this_cpu() {
     let mut one = CpuSet::new();
-    one.set(rustix::thread::sched_getcpu());
+    one.set(sched_getcpu());
     sched_setaffinity(None, &one).unwrap();
-}
-
-/// The clock of pins.
-pub fn now_ns() -> u64 {
-    let now = clock_gettime(ClockId::MonotonicCoarse);
-    now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
 /// The key of a flow between these addresses and ports.

@@ -16,9 +16,10 @@ use lb_common::{
 };
 use lb_lab::root_or_skip;
 use lb_tests::{
+    flows::now_ns,
     packet::{DESTINATION_MAC, Extension, Packet, SOURCE_MAC, Tcp, describe, verify},
     prog::{XDP_DROP, XDP_TX},
-    raw::{Raw, now_ns},
+    raw::Raw,
 };
 
 const CLIENT_PORT: u16 = 51234;

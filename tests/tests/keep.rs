@@ -1,5 +1,5 @@
-//! What happens to connections when the pool changes: the engine's slots, the real program, its flow table. Each test has
-//! a control, `tracking: never`, in which connections break.
+//! What happens to connections when the pool changes: the engine's slots, the real program, its flow table. In the
+//! controls nothing is tracked, or a backend is dead, and connections break.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -9,12 +9,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::{flow::FlowKey, outcome::Outcome, slot::SlotState};
+use lb_common::{
+    flow::{FlowKey, Pin},
+    outcome::Outcome,
+    slot::SlotState,
+};
 use lb_lab::root_or_skip;
 use lb_tests::{
+    flows::now_ns,
     packet::{Packet, Tcp},
     prog::{Prog, XDP_TX},
-    raw::{flow, now_ns, stay_on_this_cpu},
+    raw::{flow, stay_on_this_cpu},
 };
 use lb_userspace::{
     config::spec::AdminState,
@@ -281,7 +286,7 @@ fn a_slot_that_moved_back_follows_its_pins_until_none_is_left() {
     }
     for (key, pin) in prog.pins() {
         assert_eq!(pin.closing, 1);
-        let earlier = lb_common::flow::Pin { last_seen_ns: now_ns() - 11 * SECOND, ..pin };
+        let earlier = Pin { last_seen_ns: now_ns() - 11 * SECOND, ..pin };
         prog.flows.insert(key, earlier, 0).unwrap();
     }
     prog.sweep();
@@ -312,7 +317,7 @@ fn a_full_table_breaks_nothing() {
 
     // A stale pin is rewritten all the same: its client uses the port again.
     let (key, pin) = prog.pins()[0];
-    let stale = lb_common::flow::Pin { last_seen_ns: now_ns() - 2 * SECOND, closing: 1, ..pin };
+    let stale = Pin { last_seen_ns: now_ns() - 2 * SECOND, closing: 1, ..pin };
     prog.flows.insert(key, stale, 0).unwrap();
     let port = u16::from_be_bytes([key.ports[0], key.ports[1]]);
     assert_eq!(to(&mut prog, &syn(port)), Some(new[&port]));
@@ -320,4 +325,39 @@ fn a_full_table_breaks_nothing() {
     assert_eq!((after.closing, after.backend), (0, pin.backend));
     assert!(after.last_seen_ns > stale.last_seen_ns + SECOND);
     assert_eq!(prog.pins().len(), 64);
+}
+
+/// It has no SYN: a flow stays where its first datagram went, until that backend dies; then it goes on elsewhere.
+#[test]
+fn udp_flows_stay_until_their_backend_dies() {
+    if !root_or_skip() {
+        return;
+    }
+    stay_on_this_cpu();
+    let udp = CONFIG.replace("80/tcp", "80/udp");
+    let datagram = |port: u16| {
+        let [client, service] = ["203.0.113.7", "192.0.2.10"].map(|a| a.parse::<IpAddr>().unwrap());
+        flow((client, port), (service, 80), 17).0.payload(b"hello").build()
+    };
+    let send = |prog: &mut Prog, ports: std::ops::Range<u16>| -> BTreeMap<u16, u8> {
+        ports.map(|port| (port, to(prog, &datagram(port)).expect("somebody is there"))).collect()
+    };
+    let mut prog = Prog::new(&udp);
+    let old = send(&mut prog, OLD);
+    assert_eq!(pinned(&prog), old);
+    set_admin(&mut prog, AdminState::Drain);
+    assert_eq!(send(&mut prog, OLD), old);
+    assert_eq!(of(&send(&mut prog, NEW), 2), BTreeSet::new());
+    prog.set_health("web", "s2", Health::Down);
+    let after = send(&mut prog, OLD);
+    assert_eq!(of(&after, 2), BTreeSet::new());
+    assert!(old.iter().all(|(port, backend)| *backend == 2 || after[port] == *backend));
+    assert_eq!(send(&mut prog, OLD), after);
+
+    // The control.
+    let mut prog = Prog::new(&udp.replace("tracking: auto", "tracking: never"));
+    let old = send(&mut prog, OLD);
+    set_admin(&mut prog, AdminState::Drain);
+    assert_ne!(send(&mut prog, OLD), old);
+    assert_eq!(prog.pins(), []);
 }

@@ -14,8 +14,9 @@ use lb_common::{
 };
 use lb_lab::root_or_skip;
 use lb_tests::{
+    flows::now_ns,
     prog::XDP_TX,
-    raw::{Raw, flow, mac, now_ns},
+    raw::{Raw, flow, mac},
 };
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 

@@ -13,9 +13,10 @@ use lb_common::{
 };
 use lb_lab::root_or_skip;
 use lb_tests::{
+    flows::now_ns,
     packet::{Packet, describe},
     prog::{OWN_MAC, XDP_DROP, XDP_TX},
-    raw::{Raw, SLOT, flow, mac, now_ns},
+    raw::{Raw, SLOT, flow, mac},
 };
 
 /// Backends 1 (current), 2 (previous) and 3 (of the pin) live, 4 is dead.

@@ -18,6 +18,7 @@ use lb_userspace::{
     flows::{BackendSet, RingView, SweepResult, SweepView},
     plan::tables::Op,
 };
+use rustix::time::{ClockId, clock_gettime};
 
 /// In nanoseconds.
 pub const SECOND: u64 = 1_000_000_000;
@@ -99,12 +100,10 @@ pub fn pin(slot: u32, backend: u16) -> Pin {
     Pin { last_seen_ns: now_ns(), slot, backend, closing: 0 }
 }
 
-/// Of `CLOCK_MONOTONIC`, in ticks of 10 ms.
+/// The clock of pins, `CLOCK_MONOTONIC` in the kernel's ticks.
 pub fn now_ns() -> u64 {
-    let uptime = fs::read_to_string("/proc/uptime").unwrap();
-    // Time asleep counts in it, and no test machine sleeps.
-    let (seconds, hundredths) = uptime.split_whitespace().next().unwrap().split_once('.').unwrap();
-    seconds.parse::<u64>().unwrap() * SECOND + hundredths.parse::<u64>().unwrap() * (SECOND / 100)
+    let now = clock_gettime(ClockId::MonotonicCoarse);
+    now.tv_sec as u64 * SECOND + now.tv_nsec as u64
 }
 
 /// CPU time of the sweeper's thread, while there is one.

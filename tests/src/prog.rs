@@ -2,14 +2,21 @@
 
 use std::{collections::BTreeMap, net::IpAddr, path::Path, sync::Arc, time::Instant};
 
-use lb_common::{backend::BackendStats, outcome::Outcome};
+use aya::maps::{HashMap, MapData};
+use lb_common::{
+    backend::BackendStats,
+    flow::{FlowKey, Pin},
+    outcome::Outcome,
+};
 use lb_userspace::{
     config,
-    controller::engine::{Engine, backend_ref},
-    dataplane::bpf::{self, BpfProgram},
+    controller::engine::Engine,
+    dataplane::bpf::{self, BpfProgram, SweepParts},
     health::{BackendRef, Health},
     net::{NextHop, NextHopState},
 };
+
+use crate::flows::open;
 
 /// XDP actions by name.
 pub use aya_actions::*;
@@ -38,6 +45,9 @@ pub const LO: u32 = 1;
 pub struct Prog {
     /// What fills the maps.
     pub engine: Engine,
+    /// The flow table.
+    pub flows: HashMap<MapData, FlowKey, Pin>,
+    parts: SweepParts,
     program: BpfProgram,
     outcomes: [u64; Outcome::ALL.len()],
     stats: BTreeMap<u16, BackendStats>,
@@ -47,25 +57,60 @@ impl Prog {
     /// With this configuration, every backend up, and its next hop at [`next_hop_mac`] behind `lo`.
     pub fn new(yaml: &str) -> Self {
         let spec = config::parse(yaml, Path::new("test.yaml")).unwrap_or_else(|e| panic!("{e}")).spec;
-        let (maps, program) = bpf::load(&spec.limits).unwrap_or_else(|e| panic!("{e}"));
+        let (maps, mut program) = bpf::load(&spec.limits).unwrap_or_else(|e| panic!("{e}"));
         let spec = Arc::new(spec);
         let mut engine = Engine::new(Arc::clone(&spec), Box::new(maps));
         engine.set_devices(BTreeMap::from([(LO, "lo".to_owned())]));
-        let addresses = spec.services.iter().flat_map(|s| &s.backends).map(|b| b.address);
-        engine.set_next_hops(addresses.map(|a| (a, NextHopState::Resolved(next_hop(a, LO)))).collect());
-        for service in &spec.services {
-            for backend in &service.backends {
-                engine.set_health(backend_ref(service, backend), Health::Up);
-            }
-        }
-        let mut prog = Self { engine, program, outcomes: [0; Outcome::ALL.len()], stats: BTreeMap::new() };
+        let parts = program.take_sweep_parts().expect("nobody else has taken them");
+        let flows = open(&parts);
+        let (outcomes, stats) = ([0; Outcome::ALL.len()], BTreeMap::new());
+        let mut prog = Self { engine, flows, parts, program, outcomes, stats };
+        prog.suppose_all_up();
         prog.reconcile();
         prog
     }
 
+    /// Another configuration; who is new is up.
+    pub fn set_spec(&mut self, yaml: &str) {
+        let spec = config::parse(yaml, Path::new("test.yaml")).unwrap_or_else(|e| panic!("{e}")).spec;
+        self.engine.set_spec(Arc::new(spec), Instant::now());
+        self.suppose_all_up();
+        self.reconcile();
+    }
+
+    /// Every next hop is known, and everybody without a verdict is up.
+    fn suppose_all_up(&mut self) {
+        let probed = self.engine.known().probed();
+        let backends: Vec<_> = probed.into_iter().map(|(_, key, address)| (key, address)).collect();
+        let next_hops = backends.iter().map(|(_, a)| (*a, NextHopState::Resolved(next_hop(*a, LO))));
+        self.engine.set_next_hops(next_hops.collect());
+        for (key, _) in backends {
+            if self.engine.health(&key) == Health::Unknown {
+                self.engine.set_health(key, Health::Up);
+            }
+        }
+    }
+
+    /// Walks over the flow table as the sweeper does, and does what follows.
+    pub fn sweep(&mut self) {
+        let walk = self.parts.walk(self.engine.sweep_view(), || false).unwrap_or_else(|e| panic!("{e}"));
+        self.engine.on_walk(walk.expect("nobody stopped it"));
+        self.reconcile();
+    }
+
+    /// All pins.
+    pub fn pins(&self) -> Vec<(FlowKey, Pin)> {
+        self.flows.iter().map(|pin| pin.unwrap_or_else(|e| panic!("{e}"))).collect()
+    }
+
     /// Brings the maps in line after a change of what the engine knows.
     pub fn reconcile(&mut self) {
-        self.engine.reconcile(Instant::now()).unwrap_or_else(|e| panic!("{e}"));
+        self.reconcile_at(Instant::now());
+    }
+
+    /// As [`Self::reconcile`], at another time.
+    pub fn reconcile_at(&mut self, now: Instant) {
+        self.engine.reconcile(now).unwrap_or_else(|e| panic!("{e}"));
     }
 
     /// A verdict.

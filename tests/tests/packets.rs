@@ -293,20 +293,36 @@ fn hash_client_keeps_a_client_on_one_backend_and_spreads_clients() {
     assert_eq!(seen.len(), 3);
 }
 
+/// What [`CONFIG`] says, but that nobody is told when all are down.
+fn silent() -> Prog {
+    Prog::new(&CONFIG.replace("defaults: {", "defaults: {on_all_down: drop, "))
+}
+
 #[test]
-fn without_an_eligible_backend_packets_are_dropped_and_counted() {
-    let mut prog = Prog::new(CONFIG);
+fn without_an_eligible_backend_packets_are_rejected_or_dropped_and_counted() {
     let frame = tcp4(80).syn().build();
-    prog.set_health("l2", "s1", Health::Down);
-    assert_eq!(prog.send_counted(&frame, DropNoBackend), (XDP_DROP, frame.clone()));
-    prog.set_health("l2", "s1", Health::Up);
-    assert_eq!(prog.send_counted(&frame, Forwarded).0, XDP_TX);
+    let reset = tcp4(80).rst().build();
+    for (mut prog, outcome, action) in
+        [(Prog::new(CONFIG), Rejected, XDP_TX), (silent(), DropNoBackend, XDP_DROP)]
+    {
+        prog.set_health("l2", "s1", Health::Down);
+        let (did, out) = prog.send_counted(&frame, outcome);
+        assert_eq!((did, out == frame), (action, outcome != Rejected), "{}", describe(&out));
+        // A RST is never answered.
+        let lost = if outcome == Rejected { DropLost } else { DropNoBackend };
+        assert_eq!(prog.send_counted(&reset, lost), (XDP_DROP, reset.clone()));
+        prog.set_health("l2", "s1", Health::Up);
+        assert_eq!(prog.send_counted(&frame, Forwarded).0, XDP_TX);
+    }
 }
 
 #[test]
 fn a_backend_without_a_next_hop_gets_nothing() {
-    let mut prog = Prog::new(CONFIG);
-    prog.engine.set_next_hops(std::collections::BTreeMap::new());
-    prog.reconcile();
-    assert_eq!(prog.send_counted(&tcp4(80).syn().build(), DropNoBackend).0, XDP_DROP);
+    for (mut prog, outcome, action) in
+        [(Prog::new(CONFIG), Rejected, XDP_TX), (silent(), DropNoBackend, XDP_DROP)]
+    {
+        prog.engine.set_next_hops(std::collections::BTreeMap::new());
+        prog.reconcile();
+        assert_eq!(prog.send_counted(&tcp4(80).syn().build(), outcome).0, action);
+    }
 }

@@ -2,6 +2,8 @@ use super::*;
 use crate::slot::SlotState;
 use std::{vec, vec::Vec};
 
+mod model;
+
 const SEGMENTS: [Segment; 4] = [Segment::Opens, Segment::Continues, Segment::Resets, Segment::Datagram];
 
 fn pins() -> Vec<PinState> {

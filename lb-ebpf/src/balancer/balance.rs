@@ -7,7 +7,6 @@ use lb_common::{
     outcome::Outcome,
     parse::{self, Bad, Network, Packet, Parsed, UDP},
     service::{SERVICE_HASH_CLIENT, SERVICE_REJECT, SERVICE_TRACK_ALWAYS, SERVICE_TRACK_NEVER, Service},
-    slot::Slot,
 };
 use lb_ebpf::packet::Frame;
 
@@ -46,7 +45,7 @@ fn ipv4(ctx: &XdpContext, frame: &Frame, at: usize) -> Result<Outcome, Outcome> 
         ports(service, &packet),
         packet.protocol,
     );
-    let track = |index, slot, always| track::ipv4(ctx, at, index, slot, always);
+    let track = |index, always| track::ipv4(ctx, at, index, always);
     let Some(target) = select(service, hash, &packet, track)? else { return Err(answer::ipv4(ctx, at)) };
     send(ctx, service, &target, hash, at, false, &packet)
 }
@@ -70,7 +69,7 @@ fn ipv6(ctx: &XdpContext, frame: &Frame, at: usize) -> Result<Outcome, Outcome> 
         ports(service, &packet),
         packet.protocol,
     );
-    let track = |index, slot, always| track::ipv6(ctx, at, index, slot, always);
+    let track = |index, always| track::ipv6(ctx, at, index, always);
     let Some(target) = select(service, hash, &packet, track)? else { return Err(answer::ipv6(ctx, at)) };
     send(ctx, service, &target, hash, at, true, &packet)
 }
@@ -106,7 +105,7 @@ fn select<A>(
     service: &Service,
     hash: u32,
     packet: &Packet<A>,
-    track: impl Fn(u32, Slot, bool) -> Answer,
+    track: impl Fn(u32, bool) -> Answer,
 ) -> Result<Option<Target>, Outcome> {
     let index = service.ring_base + hash::slot(hash, service.ring_size);
     let slot = maps::slot(index);
@@ -114,7 +113,7 @@ fn select<A>(
     let mut is_new = packet.is_syn();
     let mut id = slot.current();
     if service.flags & SERVICE_TRACK_NEVER == 0 && (always || !slot.is_settled()) {
-        let answer = track(index, slot, always);
+        let answer = track(index, always);
         let Some(chosen) = answer.backend() else { return Ok(None) };
         id = chosen;
         is_new |= packet.protocol == UDP && answer.is_new();

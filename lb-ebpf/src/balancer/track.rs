@@ -7,7 +7,6 @@ use lb_common::{
     backend::BACKEND_USABLE,
     flow::{self, FlowKey, PINS_PER_WINDOW, Pin, RATE_WINDOW_NS},
     parse::{self, Packet, Parsed, TCP_FIN, TCP_RST, UDP},
-    slot::Slot,
     track::{self, Decision, PinState, Segment},
 };
 use lb_ebpf::packet::Frame;
@@ -38,14 +37,14 @@ impl Answer {
 /// Where the IPv4 packet at `at` goes, which falls on the slot at `index`. `always`: its flow is tracked whatever the
 /// slot's state.
 #[inline(always)]
-pub fn ipv4(ctx: &XdpContext, at: usize, index: u32, slot: Slot, always: bool) -> Answer {
-    Answer(xlb_track4(ctx.ctx, at as u32, index, slot.to_word(), u32::from(always)))
+pub fn ipv4(ctx: &XdpContext, at: usize, index: u32, always: bool) -> Answer {
+    Answer(xlb_track4(ctx.ctx, at as u32, index, u32::from(always)))
 }
 
 /// As [`ipv4`].
 #[inline(always)]
-pub fn ipv6(ctx: &XdpContext, at: usize, index: u32, slot: Slot, always: bool) -> Answer {
-    Answer(xlb_track6(ctx.ctx, at as u32, index, slot.to_word(), u32::from(always)))
+pub fn ipv6(ctx: &XdpContext, at: usize, index: u32, always: bool) -> Answer {
+    Answer(xlb_track6(ctx.ctx, at as u32, index, u32::from(always)))
 }
 
 /// The IP header's offset, passed to a global function. Of an argument the verifier knows nothing, and offsets into packets
@@ -64,21 +63,21 @@ pub fn header_at(at: u32) -> usize {
 /// packet again, since their arguments are scalars, five at most.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn xlb_track4(ctx: *mut xdp_md, at: u32, index: u32, word: u32, always: u32) -> u32 {
+extern "C" fn xlb_track4(ctx: *mut xdp_md, at: u32, index: u32, always: u32) -> u32 {
     let frame = Frame::new(&XdpContext::new(ctx));
     let Parsed::Packet(packet) = parse::ipv4(&frame, header_at(at)) else { return 0 };
     let (source, destination) = (flow::widened(packet.source), flow::widened(packet.destination));
     let key = FlowKey::new(source, destination, packet.ports, packet.protocol);
-    choose(&key, index, Slot::from_word(word), &Request::new(&packet, always != 0))
+    choose(&key, index, &Request::new(&packet, always != 0))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn xlb_track6(ctx: *mut xdp_md, at: u32, index: u32, word: u32, always: u32) -> u32 {
+extern "C" fn xlb_track6(ctx: *mut xdp_md, at: u32, index: u32, always: u32) -> u32 {
     let frame = Frame::new(&XdpContext::new(ctx));
     let Parsed::Packet(packet) = parse::ipv6(&frame, header_at(at)) else { return 0 };
     let key = FlowKey::new(packet.source, packet.destination, packet.ports, packet.protocol);
-    choose(&key, index, Slot::from_word(word), &Request::new(&packet, always != 0))
+    choose(&key, index, &Request::new(&packet, always != 0))
 }
 
 /// What is asked about a packet.
@@ -106,7 +105,7 @@ impl Request {
 
 /// Looks the flow up, decides, writes.
 #[inline(always)]
-fn choose(key: &FlowKey, index: u32, slot: Slot, request: &Request) -> u32 {
+fn choose(key: &FlowKey, index: u32, request: &Request) -> u32 {
     // SAFETY: the helper takes no argument. Coarse: a tick's resolution at a fraction of the cost.
     let now = unsafe { bpf_ktime_get_coarse_ns() };
     let pin = maps::pin(key);
@@ -117,6 +116,8 @@ fn choose(key: &FlowKey, index: u32, slot: Slot, request: &Request) -> u32 {
         }
         Some(_) => PinState::Dead,
     };
+    // After the pin: one that the sweeper has dropped because its slot moves no more is missed in a slot that does not.
+    let slot = maps::slot(index);
     let closes = request.closes;
     let new = |backend| Pin { last_seen_ns: now, slot: index, backend, closing: u16::from(closes) };
     match track::decide(slot, request.segment, request.always, state) {

@@ -2,7 +2,7 @@
 //! and asked; time is a parameter.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -44,6 +44,19 @@ pub struct Leaving {
     quiet_since: Instant,
 }
 
+/// A backend that another run of the controller left in the maps.
+#[derive(Debug, Clone)]
+pub struct Adopted {
+    /// Its address.
+    pub address: IpAddr,
+    /// The way to it, if there was one.
+    pub route: Option<Route>,
+    /// It was not dead, and neither disabled.
+    pub is_usable: bool,
+    /// What was noted of it.
+    pub noted: Noted,
+}
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Known {
@@ -54,6 +67,8 @@ pub struct Known {
     /// By service.
     leaving: BTreeMap<Arc<str>, Vec<Leaving>>,
     next_hops: BTreeMap<IpAddr, NextHopState>,
+    /// What another run of the controller sent packets by, until the network gives its own answer.
+    adopted_routes: BTreeMap<IpAddr, Route>,
     /// Interfaces that the program is attached to: index and name.
     devices: BTreeMap<u32, String>,
 }
@@ -91,6 +106,7 @@ impl Known {
             drains: BTreeMap::new(),
             leaving: BTreeMap::new(),
             next_hops: BTreeMap::new(),
+            adopted_routes: BTreeMap::new(),
             devices: BTreeMap::new(),
         }
     }
@@ -107,6 +123,9 @@ impl Known {
         let old = std::mem::replace(&mut self.spec, Arc::clone(&spec));
         let before = Self { spec: old, ..std::mem::replace(self, Self::new(Arc::clone(&spec))) };
         (self.next_hops, self.devices) = (before.next_hops.clone(), before.devices.clone());
+        self.adopted_routes.clone_from(&before.adopted_routes);
+        let old_services: BTreeMap<&str, &ServiceSpec> =
+            before.spec.services.iter().map(|s| (&*s.name, s)).collect();
         let old_names: BTreeMap<Server, BackendRef> = before
             .spec
             .services
@@ -121,11 +140,11 @@ impl Known {
                     before.leaving_of(service).iter().find(|l| is_same(&l.spec, backend))
                 {
                     // It was drained because it left; now it is as the file says.
-                    let verdict = before.verdict(&left.key);
-                    self.verdicts.insert(backend_ref(service, backend), verdict);
+                    let key = backend_ref(service, backend);
+                    self.take_back(key, backend.state, before.verdict(&left.key), left.since);
                 }
             }
-            let leaving = before.after_leaving(service, now);
+            let leaving = before.after_leaving(old_services.get(&*service.name).copied(), service, now);
             for left in &leaving {
                 let old_key = old_names.get(&server(service, &left.spec)).unwrap_or(&left.key);
                 self.verdicts.insert(left.key.clone(), before.verdict(old_key));
@@ -153,10 +172,21 @@ impl Known {
         }
     }
 
-    /// Who leaves `service`, or has been leaving it, now that it names other backends.
-    fn after_leaving(&self, service: &ServiceSpec, now: Instant) -> Vec<Leaving> {
-        let named = |spec: &BackendSpec| service.backends.iter().any(|b| is_same(b, spec));
-        let old = self.spec.services.iter().find(|s| s.name == service.name);
+    /// A backend that was leaving since `since` is named again.
+    fn take_back(&mut self, key: BackendRef, state: AdminState, verdict: Verdict, since: Instant) {
+        if state != AdminState::Disabled {
+            self.verdicts.insert(key.clone(), verdict);
+        }
+        // The same drain goes on, if it is to drain.
+        if state == AdminState::Drain {
+            self.drains.insert(key, since);
+        }
+    }
+
+    /// Who leaves `service`, or has been leaving it, now that it names other backends than `old`.
+    fn after_leaving(&self, old: Option<&ServiceSpec>, service: &ServiceSpec, now: Instant) -> Vec<Leaving> {
+        let servers: BTreeSet<_> = service.backends.iter().map(|b| (b.address, b.port)).collect();
+        let named = |spec: &BackendSpec| servers.contains(&(spec.address, spec.port));
         let leaves = |old: &ServiceSpec, backend: &BackendSpec| {
             let key = backend_ref(old, backend);
             let since = self.drains.get(&key).copied().unwrap_or(now);
@@ -175,24 +205,30 @@ impl Known {
         still.chain(gone).collect()
     }
 
-    /// What another run of the controller noted: verdicts, words, drains, and who was leaving.
-    pub fn adopt(&mut self, noted: impl IntoIterator<Item = (IpAddr, Noted)>, now: Instant) {
+    /// What another run of the controller noted: verdicts, words, drains, and who was leaving; and its ways to them.
+    pub fn adopt(&mut self, adopted: impl IntoIterator<Item = Adopted>, now: Instant) {
         let spec = Arc::clone(&self.spec);
-        for (address, Noted { service, name, port, note }) in noted {
-            let Some(service) = spec.services.iter().find(|s| s.name == service) else { continue };
+        let services: BTreeMap<&str, &ServiceSpec> = spec.services.iter().map(|s| (&*s.name, s)).collect();
+        for Adopted { address, route, is_usable, noted: Noted { service, name, port, note } } in adopted {
+            self.adopted_routes.extend(route.map(|route| (address, route)));
+            let Some(service) = services.get(&*service).copied() else { continue };
             let verdict = Verdict { health: note.health, cause: note.cause };
             let is_it = |b: &&BackendSpec| b.address == address && b.port == port;
             if let Some(backend) = service.backends.iter().find(is_it) {
                 let key = backend_ref(service, backend);
+                if let (true, Some(since)) = (note.leaving, note.drain_since) {
+                    self.take_back(key, backend.state, verdict, since);
+                    continue;
+                }
                 let word = note.word.filter(|word| word.file == backend.state);
                 if word.map_or(backend.state, |word| word.state) != AdminState::Disabled {
                     self.verdicts.insert(key.clone(), verdict);
                 }
-                if let Some(since) = note.drain_since.filter(|_| !note.leaving) {
+                if let Some(since) = note.drain_since {
                     self.drains.insert(key.clone(), since);
                 }
                 self.words.extend(word.map(|word| (key, word)));
-            } else {
+            } else if is_usable {
                 let spec = BackendSpec { name, address, port, weight: 1, state: AdminState::Drain };
                 let key = leaving_ref(service, &spec);
                 self.verdicts.insert(key.clone(), verdict);
@@ -215,6 +251,8 @@ impl Known {
 
     /// The next hops of all wanted addresses.
     pub fn set_next_hops(&mut self, next_hops: BTreeMap<IpAddr, NextHopState>) {
+        let is_open = |address: &IpAddr| matches!(next_hops.get(address), None | Some(NextHopState::Pending));
+        self.adopted_routes.retain(|address, _| is_open(address));
         self.next_hops = next_hops;
     }
 
@@ -278,8 +316,14 @@ impl Known {
     }
 
     /// A walk over the flow table that began at `started` counted the pins of the backends that leave: who has had none
-    /// for long enough is forgotten. Answers whether one was.
-    pub fn note_pins(&mut self, started: Instant, pins: impl Fn(&ServiceSpec, &BackendSpec) -> u64) -> bool {
+    /// for long enough is forgotten, if nor was a pin refused (`refused_at`) in that time: it could have been one of
+    /// theirs. Answers whether one was.
+    pub fn note_pins(
+        &mut self,
+        started: Instant,
+        refused_at: Option<Instant>,
+        pins: impl Fn(&ServiceSpec, &BackendSpec) -> u64,
+    ) -> bool {
         let spec = Arc::clone(&self.spec);
         for service in &spec.services {
             for left in self.leaving.get_mut(&service.name).into_iter().flatten() {
@@ -289,7 +333,8 @@ impl Known {
             }
         }
         self.retain_leaving(|_, service, left| {
-            started < left.quiet_since + LEAVING_QUIET || pins(service, &left.spec) > 0
+            let quiet_since = refused_at.map_or(left.quiet_since, |refused| refused.max(left.quiet_since));
+            started < quiet_since + LEAVING_QUIET || pins(service, &left.spec) > 0
         })
     }
 
@@ -356,20 +401,17 @@ impl Known {
     }
 
     fn route(&self, service: &ServiceSpec, address: IpAddr) -> Option<Route> {
-        let Some(NextHopState::Resolved(NextHop { ifindex, mac, source_mac, source, .. })) =
-            self.next_hops.get(&address)
-        else {
-            return None;
+        let route = match self.next_hops.get(&address) {
+            Some(NextHopState::Resolved(NextHop { ifindex, mac, source_mac, source, .. })) => {
+                Route { ifindex: *ifindex, next_hop: *mac, own: *source_mac, outer_source: *source }
+            }
+            None | Some(NextHopState::Pending) => *self.adopted_routes.get(&address)?,
+            Some(NextHopState::Unreachable(_)) => return None,
         };
-        if source.is_unspecified() && service.forward == Forward::Ipip {
+        if route.outer_source.is_unspecified() && service.forward == Forward::Ipip {
             return None;
         }
-        self.devices.contains_key(ifindex).then_some(Route {
-            ifindex: *ifindex,
-            next_hop: *mac,
-            own: *source_mac,
-            outer_source: *source,
-        })
+        self.devices.contains_key(&route.ifindex).then_some(route)
     }
 
     /// Why packets cannot be sent to a backend, if they cannot.

@@ -11,9 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::backend::BackendStats;
+use lb_common::backend::{BACKEND_ROUTED, BACKEND_USABLE, Backend, BackendStats};
 
-use super::known::{Known, Verdict};
+use super::known::{Adopted, Known, Verdict};
 use crate::{
     config::spec::{AdminState, BackendSpec, ServiceSpec, Spec},
     dataplane::{ApplyError, Dataplane},
@@ -75,7 +75,7 @@ impl Engine {
             clock,
             dataplane,
             known: Known::new(spec),
-            compiled: Compiled { tables: Tables::default(), services: Vec::new() },
+            compiled: Compiled { tables: Tables::default(), services: Vec::new(), short: None },
             applied: Tables::default(),
             walk: None,
             refused: (0, None),
@@ -90,21 +90,20 @@ impl Engine {
     /// Goes on from what another run of the controller left in the maps: ids, rings, verdicts, operators' words and
     /// drains.
     pub fn adopt(spec: Arc<Spec>, dataplane: Box<dyn Dataplane>, now: Instant) -> Result<Self, ApplyError> {
-        let mut engine = Self::new(spec, dataplane);
+        let mut engine = Self::new(Arc::clone(&spec), dataplane);
         let tables = engine.dataplane.adopt()?;
-        engine.compiler.adopt(&tables, now);
-        let mut noted = Vec::new();
-        let mut routes = BTreeMap::new();
+        engine.compiler.adopt(&tables, &spec, now);
+        let mut adopted = Vec::new();
         for (id, record) in &tables.records {
-            if let (Some(backend), Some(note)) =
+            if let (Some(backend), Some(noted)) =
                 (tables.backends.get(id), records::noted(record, engine.clock))
             {
-                engine.services_of.insert(*id, Arc::clone(&note.service));
-                noted.push((address(backend), note));
-                routes.extend(compile::route(backend).map(|route| (address(backend), route)));
+                engine.services_of.insert(*id, Arc::clone(&noted.service));
+                let is_usable = backend.flags & BACKEND_USABLE != 0;
+                adopted.push(Adopted { address: address(backend), route: route(backend), is_usable, noted });
             }
         }
-        engine.known.adopt(noted, routes, now);
+        engine.known.adopt(adopted, now);
         engine.applied = tables;
         Ok(engine)
     }
@@ -213,12 +212,13 @@ impl Engine {
         self.is_warm = false;
     }
 
-    /// Makes the maps what they should be. Answers how many operations that took.
+    /// Makes the maps what they should be. Answers how many operations that took. What does not fit waits, and is an error
+    /// though the rest is done.
     pub fn reconcile(&mut self, now: Instant) -> Result<usize, ReconcileError> {
         self.forgot |= self.known.pass_time(now);
         self.note_refused(now);
         let known = &self.known;
-        self.compiled = self.compiler.compile(&Input {
+        self.compiled = self.compiler.compile_what_fits(&Input {
             spec: known.spec(),
             devices: known.devices().keys().copied().collect(),
             known: &|service, backend| known.of_file(service, backend, now),
@@ -229,7 +229,7 @@ impl Engine {
             now,
         })?;
         for service in &self.compiled.services {
-            for backend in service.backends.iter().chain(&service.leaving) {
+            for backend in service.backends.iter().chain(&service.leaving).filter(|b| b.id != 0) {
                 self.services_of.insert(backend.id, Arc::clone(&service.name));
             }
         }
@@ -237,8 +237,10 @@ impl Engine {
         for op in &ops {
             self.apply(op)?;
         }
+        // The same words, shared from now on: to compare them again costs nothing.
+        self.applied.rings.clone_from(&self.compiled.tables.rings);
         self.compiler.settle(&self.applied, now);
-        Ok(ops.len())
+        self.compiled.short.map_or(Ok(ops.len()), |short| Err(short.into()))
     }
 
     /// A pin was refused since the last look: moves last longer.
@@ -263,9 +265,12 @@ impl Engine {
     /// What a walk over the flow table has to know.
     pub fn sweep_view(&self) -> SweepView {
         let spec = self.spec();
+        let services: BTreeMap<&str, &ServiceSpec> = spec.services.iter().map(|s| (&*s.name, s)).collect();
         let mut needs_walk = false;
         let mut rings = Vec::with_capacity(spec.services.len());
-        for (service, compiled) in spec.services.iter().zip(&self.compiled.services) {
+        for compiled in &self.compiled.services {
+            // One that the file no longer has is about to go.
+            let Some(service) = services.get(&*compiled.name) else { continue };
             needs_walk |= compiled.unsettled_slots > 0 || service.pins_every_flow();
             rings.push(RingView {
                 base: compiled.ring_base,
@@ -284,6 +289,7 @@ impl Engine {
 
     /// What a walk over the flow table found. Reconciling does what follows from it.
     pub fn on_walk(&mut self, walk: SweepResult) {
+        self.note_refused(walk.finished);
         self.compiler.rings_mut().settle(walk.started, |base| {
             let pins = walk.slots(base);
             (!pins.is_empty()).then_some(pins)
@@ -297,7 +303,7 @@ impl Engine {
             let left = left.and_then(|s| s.leaving.iter().find(is_it));
             left.map_or(0, |b| walk.to_backend(b.id))
         };
-        self.forgot |= self.known.note_pins(walk.started, pins);
+        self.forgot |= self.known.note_pins(walk.started, self.refused.1, pins);
         self.walk = Some(walk);
     }
 
@@ -385,6 +391,14 @@ fn suppose_up(knowledge: &mut Knowledge, admin: AdminState, address: IpAddr) {
     knowledge.takes_new = admin == AdminState::Active;
     knowledge.route =
         knowledge.route.or(Some(Route { ifindex: 0, next_hop: [0; 6], own: [0; 6], outer_source: address }));
+}
+
+/// The way in a backend's entry.
+fn route(backend: &Backend) -> Option<Route> {
+    let &Backend { ifindex, next_hop, own, .. } = backend;
+    let source = Backend { address: backend.outer_source, ..*backend };
+    let route = Route { ifindex, next_hop, own, outer_source: address(&source) };
+    (backend.flags & BACKEND_ROUTED != 0).then_some(route)
 }
 
 /// `CLOCK_MONOTONIC`, as the kernel's programs read it.

@@ -2,7 +2,7 @@
 //! and asked; time is a parameter.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -42,6 +42,19 @@ pub struct Leaving {
     pub since: Instant,
     /// When pins of it were last seen, or it left.
     quiet_since: Instant,
+}
+
+/// A backend that another run of the controller left in the maps.
+#[derive(Debug, Clone)]
+pub struct Adopted {
+    /// Its address.
+    pub address: IpAddr,
+    /// The way to it, if there was one.
+    pub route: Option<Route>,
+    /// It was not dead, and neither disabled.
+    pub is_usable: bool,
+    /// What was noted of it.
+    pub noted: Noted,
 }
 
 /// See the module.
@@ -120,6 +133,8 @@ impl Known {
         (self.next_hops, self.devices) = (before.next_hops.clone(), before.devices.clone());
         self.last_routes.clone_from(&before.last_routes);
         self.held.clone_from(&before.held);
+        let old_services: BTreeMap<&str, &ServiceSpec> =
+            before.spec.services.iter().map(|s| (&*s.name, s)).collect();
         let old_names: BTreeMap<Server, BackendRef> = before
             .spec
             .services
@@ -134,11 +149,11 @@ impl Known {
                     before.leaving_of(service).iter().find(|l| is_same(&l.spec, backend))
                 {
                     // It was drained because it left; now it is as the file says.
-                    let verdict = before.verdict(&left.key);
-                    self.verdicts.insert(backend_ref(service, backend), verdict);
+                    let key = backend_ref(service, backend);
+                    self.take_back(key, backend.state, before.verdict(&left.key), left.since);
                 }
             }
-            let leaving = before.after_leaving(service, now);
+            let leaving = before.after_leaving(old_services.get(&*service.name).copied(), service, now);
             for left in &leaving {
                 let old_key = old_names.get(&server(service, &left.spec)).unwrap_or(&left.key);
                 self.verdicts.insert(left.key.clone(), before.verdict(old_key));
@@ -166,10 +181,21 @@ impl Known {
         }
     }
 
-    /// Who leaves `service`, or has been leaving it, now that it names other backends.
-    fn after_leaving(&self, service: &ServiceSpec, now: Instant) -> Vec<Leaving> {
-        let named = |spec: &BackendSpec| service.backends.iter().any(|b| is_same(b, spec));
-        let old = self.spec.services.iter().find(|s| s.name == service.name);
+    /// A backend that was leaving since `since` is named again.
+    fn take_back(&mut self, key: BackendRef, state: AdminState, verdict: Verdict, since: Instant) {
+        if state != AdminState::Disabled {
+            self.verdicts.insert(key.clone(), verdict);
+        }
+        // The same drain goes on, if it is to drain.
+        if state == AdminState::Drain {
+            self.drains.insert(key, since);
+        }
+    }
+
+    /// Who leaves `service`, or has been leaving it, now that it names other backends than `old`.
+    fn after_leaving(&self, old: Option<&ServiceSpec>, service: &ServiceSpec, now: Instant) -> Vec<Leaving> {
+        let servers: BTreeSet<_> = service.backends.iter().map(|b| (b.address, b.port)).collect();
+        let named = |spec: &BackendSpec| servers.contains(&(spec.address, spec.port));
         let leaves = |old: &ServiceSpec, backend: &BackendSpec| {
             let key = backend_ref(old, backend);
             let since = self.drains.get(&key).copied().unwrap_or(now);
@@ -188,30 +214,30 @@ impl Known {
         still.chain(gone).collect()
     }
 
-    /// What another run of the controller noted: verdicts, words, drains, who was leaving, and the ways to them.
-    pub fn adopt(
-        &mut self,
-        noted: impl IntoIterator<Item = (IpAddr, Noted)>,
-        routes: BTreeMap<IpAddr, Route>,
-        now: Instant,
-    ) {
+    /// What another run of the controller noted: verdicts, words, drains, and who was leaving; and its ways to them.
+    pub fn adopt(&mut self, adopted: impl IntoIterator<Item = Adopted>, now: Instant) {
         let spec = Arc::clone(&self.spec);
-        self.last_routes = routes;
-        for (address, Noted { service, name, port, note }) in noted {
-            let Some(service) = spec.services.iter().find(|s| s.name == service) else { continue };
+        let services: BTreeMap<&str, &ServiceSpec> = spec.services.iter().map(|s| (&*s.name, s)).collect();
+        for Adopted { address, route, is_usable, noted: Noted { service, name, port, note } } in adopted {
+            self.last_routes.extend(route.map(|route| (address, route)));
+            let Some(service) = services.get(&*service).copied() else { continue };
             let verdict = Verdict { health: note.health, cause: note.cause };
             let is_it = |b: &&BackendSpec| b.address == address && b.port == port;
             if let Some(backend) = service.backends.iter().find(is_it) {
                 let key = backend_ref(service, backend);
+                if let (true, Some(since)) = (note.leaving, note.drain_since) {
+                    self.take_back(key, backend.state, verdict, since);
+                    continue;
+                }
                 let word = note.word.filter(|word| word.file == backend.state);
                 if word.map_or(backend.state, |word| word.state) != AdminState::Disabled {
                     self.verdicts.insert(key.clone(), verdict);
                 }
-                if let Some(since) = note.drain_since.filter(|_| !note.leaving) {
+                if let Some(since) = note.drain_since {
                     self.drains.insert(key.clone(), since);
                 }
                 self.words.extend(word.map(|word| (key, word)));
-            } else {
+            } else if is_usable {
                 let spec = BackendSpec { name, address, port, weight: 1, state: AdminState::Drain };
                 let key = leaving_ref(service, &spec);
                 self.verdicts.insert(key.clone(), verdict);
@@ -239,7 +265,6 @@ impl Known {
                 self.last_routes.insert(*address, route);
             }
         }
-        self.last_routes.retain(|address, _| next_hops.contains_key(address));
         self.next_hops = next_hops;
     }
 
@@ -313,8 +338,14 @@ impl Known {
     }
 
     /// A walk over the flow table that began at `started` counted the pins of the backends that leave: who has had none
-    /// for long enough is forgotten. Answers whether one was.
-    pub fn note_pins(&mut self, started: Instant, pins: impl Fn(&ServiceSpec, &BackendSpec) -> u64) -> bool {
+    /// for long enough is forgotten, if nor was a pin refused (`refused_at`) in that time: it could have been one of
+    /// theirs. Answers whether one was.
+    pub fn note_pins(
+        &mut self,
+        started: Instant,
+        refused_at: Option<Instant>,
+        pins: impl Fn(&ServiceSpec, &BackendSpec) -> u64,
+    ) -> bool {
         let spec = Arc::clone(&self.spec);
         for service in &spec.services {
             for left in self.leaving.get_mut(&service.name).into_iter().flatten() {
@@ -324,7 +355,8 @@ impl Known {
             }
         }
         self.retain_leaving(|_, service, left| {
-            started < left.quiet_since + LEAVING_QUIET || pins(service, &left.spec) > 0
+            let quiet_since = refused_at.map_or(left.quiet_since, |refused| refused.max(left.quiet_since));
+            started < quiet_since + LEAVING_QUIET || pins(service, &left.spec) > 0
         })
     }
 

@@ -42,8 +42,10 @@ pub fn services(
     now: Instant,
 ) -> Vec<ServiceStatus> {
     let spec = engine.spec();
-    let compiled = &engine.compiled().services;
-    spec.services.iter().zip(compiled).map(|(s, c)| service(engine, s, c, health, counters, now)).collect()
+    // In the same order; one whose ring finds no place is missing.
+    let mut compiled = engine.compiled().services.iter().peekable();
+    let services = spec.services.iter().filter_map(|s| Some((s, compiled.next_if(|c| c.name == s.name)?)));
+    services.map(|(s, c)| service(engine, s, c, health, counters, now)).collect()
 }
 
 fn service(

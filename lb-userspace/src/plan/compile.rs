@@ -123,8 +123,10 @@ pub enum CapacityError {
 pub struct Compiled {
     /// Contents of the maps.
     pub tables: Tables,
-    /// In the spec's order.
+    /// In the spec's order. One whose ring finds no place is left out.
     pub services: Vec<CompiledService>,
+    /// What there was no room for, if there was not enough: it has to wait.
+    pub short: Option<CapacityError>,
 }
 
 /// One service in the tables.
@@ -163,7 +165,7 @@ impl CompiledService {
 pub struct CompiledBackend {
     /// Its name.
     pub name: Arc<str>,
-    /// Its id in the kernel.
+    /// Its id in the kernel; 0: it waits for one.
     pub id: u16,
     /// What makes it that server.
     pub identity: Identity,
@@ -203,7 +205,7 @@ impl Compiler {
     }
 
     /// Goes on from what another run of the controller left in the maps: ids, and rings where they stand.
-    pub fn adopt(&mut self, tables: &Tables, now: Instant) {
+    pub fn adopt(&mut self, tables: &Tables, spec: &Spec, now: Instant) {
         for (id, record) in &tables.records {
             if let (Some(backend), Some(service)) = (tables.backends.get(id), records::service(record)) {
                 let identity = Identity { address: address(backend), port: records::port(record) };
@@ -212,19 +214,27 @@ impl Compiler {
         }
         self.ids.rest_unowned(now);
         for (base, words) in &tables.rings {
-            self.rings.adopt(owner_of(*base, words, tables), *base, Arc::clone(words), now);
+            self.rings.adopt(owner_of(*base, words, tables, spec), *base, Arc::clone(words), now);
         }
     }
 
-    /// The tables for what is known.
+    /// The tables for what is known, if all of it fits.
     pub fn compile(&mut self, input: &Input<'_>) -> Result<Compiled, CapacityError> {
+        let compiled = self.compile_what_fits(input)?;
+        compiled.short.map_or(Ok(compiled), Err)
+    }
+
+    /// The tables for as much of it as fits now. Backends that get no id wait for one, and so does a ring without a
+    /// place: ids and places come free when what is leaving is gone, for which these tables must come into force.
+    pub fn compile_what_fits(&mut self, input: &Input<'_>) -> Result<Compiled, CapacityError> {
         let mut compiled = Compiled {
             tables: Tables { devices: input.devices.clone(), ..Tables::default() },
             services: Vec::new(),
+            short: None,
         };
         let hash_key = hash::key(input.spec.hash_seed);
         for service in &input.spec.services {
-            self.service(service, hash_key, input, &mut compiled)?;
+            self.service(service, hash_key, input, &mut compiled);
         }
         let needed = most_of_a_family(compiled.tables.services.keys());
         if needed > self.services as usize {
@@ -236,7 +246,7 @@ impl Compiler {
     /// After `applied` is in the maps: frees the ids and places that it does not name.
     pub fn settle(&mut self, applied: &Tables, now: Instant) {
         self.ids.retain(&applied.backends.keys().copied().collect(), now);
-        self.rings.forget_unused(applied);
+        self.rings.forget_unused(applied, now);
         let ids = &self.ids;
         self.slow_start.retain(|owner| ids.has(owner));
     }
@@ -246,23 +256,20 @@ impl Compiler {
         &mut self.rings
     }
 
-    fn service(
-        &mut self,
-        service: &ServiceSpec,
-        hash_key: u64,
-        input: &Input<'_>,
-        compiled: &mut Compiled,
-    ) -> Result<(), CapacityError> {
+    fn service(&mut self, service: &ServiceSpec, hash_key: u64, input: &Input<'_>, compiled: &mut Compiled) {
         let mut pool = Pool::default();
         for backend in &service.backends {
             let knowledge = (input.known)(service, backend);
-            let id = self.enter(service, backend, &knowledge, input.now, compiled)?;
+            let id = self.enter(service, backend, &knowledge, input.now, compiled);
             let tenths = self.tenths(service, backend, &knowledge, input);
             pool.add(id, backend, knowledge, tenths);
         }
         let mut leaving = Vec::new();
         for (backend, knowledge) in (input.leaving)(service) {
-            let id = self.enter(service, backend, &knowledge, input.now, compiled)?;
+            let id = self.enter(service, backend, &knowledge, input.now, compiled);
+            if id == 0 {
+                continue;
+            }
             pool.knowledge.insert(id, knowledge);
             leaving.push(CompiledBackend { usable: pool.is_usable(id), ..fresh(id, backend) });
         }
@@ -286,9 +293,16 @@ impl Compiler {
                 is_over || input.now >= rested + service.idle_timeout.tcp
             },
         };
-        let placed = self.rings.place(wish, input.now)?;
-        compiled.add(service, hash_key, placed, &pool, leaving);
-        Ok(())
+        let short = self.rings.no_room(service.ring_size);
+        match self.rings.place(wish, input.now) {
+            Ok(placed) => {
+                if placed.size != service.ring_size {
+                    compiled.short.get_or_insert(short.into());
+                }
+                compiled.add(service, hash_key, placed, &pool, leaving);
+            }
+            Err(no_room) => drop(compiled.short.get_or_insert(no_room.into())),
+        }
     }
 
     /// How much of a backend's weight is in force.
@@ -311,7 +325,7 @@ impl Compiler {
         self.slow_start.level(&owner, service.slow_start, input.now).tenths
     }
 
-    /// The backend's entries, under its id.
+    /// The backend's entries, under its id, which it answers; 0 if there is none for it.
     fn enter(
         &mut self,
         service: &ServiceSpec,
@@ -319,12 +333,18 @@ impl Compiler {
         knowledge: &Knowledge,
         now: Instant,
         compiled: &mut Compiled,
-    ) -> Result<u16, NoId> {
-        let id = self.ids.get(&owner(service, backend), now)?;
+    ) -> u16 {
+        let id = match self.ids.get(&owner(service, backend), now) {
+            Ok(id) => id,
+            Err(no_id) => {
+                compiled.short.get_or_insert(no_id.into());
+                return 0;
+            }
+        };
         compiled.tables.backends.insert(id, entry(backend.address, knowledge));
         let record = records::record(service, backend, &knowledge.note, self.clock);
         compiled.tables.records.insert(id, Box::new(record));
-        Ok(id)
+        id
     }
 }
 
@@ -356,17 +376,23 @@ impl Pool {
         let member = Member { id, identity: identity(backend), weight: backend.weight };
         self.all.push(Starter { member, tenths });
         self.names.push(Arc::clone(&backend.name));
-        self.knowledge.insert(id, knowledge);
+        if id != 0 {
+            self.knowledge.insert(id, knowledge);
+        }
     }
 
     fn is_usable(&self, id: u16) -> bool {
         self.knowledge.get(&id).is_some_and(|k| k.is_usable)
     }
 
+    fn is_eligible(&self, id: u16) -> bool {
+        self.knowledge.get(&id).is_some_and(Knowledge::is_eligible)
+    }
+
     /// Those that take new connections.
     fn members(&self, service: &ServiceSpec) -> Vec<Starter> {
         let those = |takes: fn(&Knowledge) -> bool| -> Vec<Starter> {
-            self.all.iter().filter(|s| takes(&self.knowledge[&s.member.id])).copied().collect()
+            self.all.iter().filter(|s| self.knowledge.get(&s.member.id).is_some_and(takes)).copied().collect()
         };
         let eligible = those(Knowledge::is_eligible);
         if eligible.is_empty() && service.on_all_down == OnAllDown::UseAll {
@@ -410,8 +436,8 @@ impl Compiled {
             name: Arc::clone(name),
             id: member.id,
             identity: member.identity,
-            eligible: pool.knowledge[&member.id].is_eligible(),
-            usable: pool.is_usable(member.id),
+            eligible: pool.is_eligible(member.id),
+            usable: pool.is_usable(member.id) || weights.contains_key(&member.id),
             moves_away: placed.moves_from(member.id),
             slots: placed.target.counts.get(&member.id).copied().unwrap_or(0),
             // Without members there is no weight either, so nothing is divided by zero.
@@ -442,12 +468,16 @@ impl Compiled {
     }
 }
 
-/// The service whose backends a ring in the maps names.
-fn owner_of(base: u32, words: &Ring, tables: &Tables) -> Option<Arc<str>> {
+/// The service whose backends a ring in the maps names; where it names nobody, the one that listens where its packets
+/// come from.
+fn owner_of(base: u32, words: &Ring, tables: &Tables, spec: &Spec) -> Option<Arc<str>> {
     // A ring that no service names is on its way out, or never came in.
-    tables.services.values().find(|s| !s.is_address() && s.ring_base == base)?;
+    let is_its = |service: &Service| !service.is_address() && service.ring_base == base;
+    let (key, _) = tables.services.iter().find(|(_, service)| is_its(service))?;
     let ids = words.iter().flat_map(|word| [word.current(), word.previous()]);
-    ids.filter(|id| *id != 0).find_map(|id| records::service(tables.records.get(&id)?))
+    let named = ids.filter(|id| *id != 0).find_map(|id| records::service(tables.records.get(&id)?));
+    let listening = || spec.services.iter().find(|s| keys(s).any(|k| k == *key)).map(|s| Arc::clone(&s.name));
+    named.or_else(listening)
 }
 
 /// The map entry of a service.
@@ -515,18 +545,6 @@ fn entry(address: IpAddr, knowledge: &Knowledge) -> Backend {
         }
     }
     backend
-}
-
-/// The way in a map entry.
-pub fn route(backend: &Backend) -> Option<Route> {
-    let [a, b, c, d, ..] = backend.outer_source;
-    let is_v6 = backend.flags & BACKEND_IPV6 != 0;
-    (backend.flags & BACKEND_ROUTED != 0).then(|| Route {
-        ifindex: backend.ifindex,
-        next_hop: backend.next_hop,
-        own: backend.own,
-        outer_source: if is_v6 { IpAddr::from(backend.outer_source) } else { IpAddr::from([a, b, c, d]) },
-    })
 }
 
 fn store(field: &mut [u8; 16], address: IpAddr) {

@@ -1,24 +1,25 @@
 //! Two tables -> the ordered operations that lead from one to the other. **Make before break**:
 //!
 //! ```text
-//! 1 records, devices, and backends with a next hop, that are new or differ
+//! 1 records, devices, and backends that can be sent to and are not dead, that are new or differ
 //! 2 rings that are new, slots that differ
 //! 3 services that are new or differ         <- the commit point
 //! 4 services that go
 //! 5 rings that no service names any more
-//! 6 backends that are without a next hop (from now on), backends, records and devices that nothing names any more
+//! 6 backends that are without a next hop or dead (from now on), backends, records and devices that nothing names any
+//!   more
 //! ```
 //!
 //! Stopped after any operation, every service in the maps has a full ring, and every slot a backend that is present and
-//! has a next hop through a device of the maps; or none, where none is eligible. (A ring's place is never given to another
-//! ring in the same plan: `SlotSpace` frees it only after the plan is done.)
+//! has a next hop through a device of the maps; or none, where none is eligible. A moving slot's previous backend is not
+//! dead. (A ring's place is never given to another ring in the same plan: `SlotSpace` frees it only after the plan is done.)
 //!
 //! Services come in the order of their keys and go in the reverse: the marker of an address is there before the first
 //! service on it, and until after the last.
 
 use super::tables::{Op, Ring, Tables};
 use lb_common::{
-    backend::{BACKEND_ROUTED, Backend},
+    backend::{BACKEND_ROUTED, BACKEND_USABLE, Backend},
     slot::Slot,
 };
 use std::{collections::BTreeMap, sync::Arc};
@@ -28,9 +29,9 @@ pub fn diff(applied: &Tables, wanted: &Tables) -> Vec<Op> {
     let mut ops = Vec::new();
     ops.extend(changed(&applied.records, &wanted.records).map(|(id, r)| Op::PutRecord(*id, r.clone())));
     ops.extend(wanted.devices.difference(&applied.devices).map(|d| Op::PutDevice(*d)));
-    let (routed, unrouted): (Vec<_>, Vec<_>) =
-        changed(&applied.backends, &wanted.backends).partition(is_routed);
-    ops.extend(routed.iter().map(|(id, b)| Op::PutBackend(**id, **b)));
+    let (serving, others): (Vec<_>, Vec<_>) =
+        changed(&applied.backends, &wanted.backends).partition(is_serving);
+    ops.extend(serving.iter().map(|(id, b)| Op::PutBackend(**id, **b)));
     for (base, ring) in &wanted.rings {
         ops.extend(ring_op(*base, applied.rings.get(base), ring));
     }
@@ -39,7 +40,7 @@ pub fn diff(applied: &Tables, wanted: &Tables) -> Vec<Op> {
     ops.extend(
         gone(&applied.rings, &wanted.rings).map(|(base, ring)| Op::ClearRing(*base, ring.len() as u32)),
     );
-    ops.extend(unrouted.iter().map(|(id, b)| Op::PutBackend(**id, **b)));
+    ops.extend(others.iter().map(|(id, b)| Op::PutBackend(**id, **b)));
     ops.extend(gone(&applied.backends, &wanted.backends).map(|(id, _)| Op::DeleteBackend(*id)));
     ops.extend(gone(&applied.records, &wanted.records).map(|(id, _)| Op::DeleteRecord(*id)));
     ops.extend(applied.devices.difference(&wanted.devices).map(|d| Op::DeleteDevice(*d)));
@@ -56,8 +57,10 @@ pub fn services_go_first(mut ops: Vec<Op>) -> Vec<Op> {
     ops
 }
 
-fn is_routed((_, backend): &(&u16, &Backend)) -> bool {
-    backend.flags & BACKEND_ROUTED != 0
+/// Slots may name it.
+fn is_serving((_, backend): &(&u16, &Backend)) -> bool {
+    let needed = BACKEND_ROUTED | BACKEND_USABLE;
+    backend.flags & needed == needed
 }
 
 fn changed<'a, K: Ord, V: PartialEq>(
@@ -92,7 +95,7 @@ fn ring_op(base: u32, old: Option<&Ring>, new: &Ring) -> Option<Op> {
 #[cfg(test)]
 mod tests {
     use lb_common::{
-        backend::{BACKEND_PRESENT, BACKEND_USABLE},
+        backend::BACKEND_PRESENT,
         record::Record,
         service::{FORWARD_L2, Service},
     };

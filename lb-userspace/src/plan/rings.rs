@@ -19,7 +19,7 @@ use super::{
     slow_start::{self, Starter},
     tables::{Ring, Tables},
 };
-use crate::flows::SETTLE_AFTER;
+use crate::flows::{BackendSet, SETTLE_AFTER};
 
 /// What a service wants of its ring.
 pub struct Wish<'a> {
@@ -86,8 +86,10 @@ struct State {
     pinned: u32,
     /// By the backend that slots move away from: when the last of them began.
     moving_since: BTreeMap<u16, Instant>,
-    /// When the last slot stopped moving.
+    /// When the last slot stopped moving: when the map said so.
     pinned_since: Option<Instant>,
+    /// Slots have stopped moving, but in the map they may still move.
+    is_stopping: bool,
     /// What the words were made with.
     usable: BTreeSet<u16>,
     moves: bool,
@@ -142,24 +144,18 @@ impl Placed {
 
     /// The words follow the target, the living and the time.
     fn advance(&mut self, wish: &Wish<'_>, now: Instant) {
-        let ended: BTreeSet<u16> = self
-            .state
-            .moving_since
-            .iter()
-            .filter(|(id, since)| (wish.is_over)(**id, **since))
-            .map(|(id, _)| *id)
-            .collect();
         let is_young = self.born.is_some_and(|born| now < born + wish.young);
-        let last = wish.usable.iter().copied().max().unwrap_or(0);
-        // Flat, as the counts above: 65,537 slots are looked at.
-        let usable: Vec<bool> = (0..=last).map(|id| wish.usable.contains(&id)).collect();
-        let is_usable = |id: u16| usable.get(usize::from(id)).copied().unwrap_or(false);
+        let moves = self.state.moving_since.iter();
+        let ended = moves.filter(|(id, since)| (wish.is_over)(**id, **since)).map(|(id, _)| *id);
+        // Sets are flat here: 65,537 slots are looked at within the millisecond that a verdict has.
+        let ended: BackendSet = ended.collect();
+        let usable: BackendSet = wish.usable.iter().copied().collect();
         let next = |(word, wanted): (&Slot, &u16)| {
             if !wish.moves || is_young {
                 return Slot::settled(*wanted);
             }
-            let word = word.advance(*wanted, is_usable);
-            if word.is_moving() && ended.contains(&word.previous()) { word.end_move() } else { word }
+            let word = word.advance(*wanted, |id| usable.contains(id));
+            if word.is_moving() && ended.contains(word.previous()) { word.end_move() } else { word }
         };
         let words: Ring = self.words.iter().zip(&self.target.ids).map(next).collect();
         self.note(&words, now);
@@ -174,23 +170,22 @@ impl Placed {
     fn note(&mut self, words: &Ring, now: Instant) {
         let state = &mut self.state;
         (state.moving, state.pinned) = (0, 0);
-        let mut left = BTreeSet::new();
+        let last = words.iter().map(|word| word.previous()).max().unwrap_or(0);
+        let (mut began, mut left) = (vec![false; usize::from(last) + 1], vec![false; usize::from(last) + 1]);
         for (old, new) in self.words.iter().zip(words.iter()) {
             if new.is_moving() {
                 state.moving += 1;
-                // Slots come in runs, if at all: the set is asked for few of them.
-                if !old.is_moving() || old.previous() != new.previous() {
-                    state.moving_since.insert(new.previous(), now);
-                }
-                left.insert(new.previous());
+                let previous = usize::from(new.previous());
+                began[previous] |= !old.is_moving() || old.previous() != new.previous();
+                left[previous] = true;
             } else if !new.is_settled() {
                 state.pinned += 1;
-                if old.is_moving() {
-                    state.pinned_since = Some(now);
-                }
+                state.is_stopping |= old.is_moving();
             }
         }
-        state.moving_since.retain(|id, _| left.contains(id));
+        let began = (0u16..).zip(began).filter(|(_, began)| *began);
+        state.moving_since.extend(began.map(|(id, _)| (id, now)));
+        state.moving_since.retain(|id, _| left.get(usize::from(*id)).is_some_and(|left| *left));
     }
 
     /// The words of another run of the controller: what moves has only begun to, as far as is known.
@@ -209,7 +204,7 @@ impl Placed {
         };
         placed.note(&words, now);
         placed.words = words;
-        placed.state.pinned_since = Some(now);
+        (placed.state.pinned_since, placed.state.is_stopping) = (Some(now), false);
         placed
     }
 }
@@ -231,20 +226,26 @@ impl Rings {
         }
     }
 
-    /// The service's ring as it is wished for, where it stands; made anew only in what differs.
+    /// The service's ring as it is wished for, where it stands; made anew only in what differs. Without room for one of
+    /// that size it stays as large as it is, if it is there: [`Placed::size`] says.
     pub fn place(&mut self, wish: Wish<'_>, now: Instant) -> Result<&Placed, NoRoom> {
         let old = self.placed.get(wish.name);
         if old.is_none_or(|placed| placed.size != wish.size) {
-            let base = self.space.take(wish.size)?;
-            self.old_places.extend(old.map(|placed| placed.base));
-            let words = vec![Slot::EMPTY; wish.size as usize].into();
-            let placed = Placed { born: Some(now), ..Placed::adopted(base, words, now) };
-            self.placed.insert(Arc::clone(wish.name), placed);
+            match self.space.take(wish.size) {
+                Ok(base) => {
+                    self.old_places.extend(old.map(|placed| placed.base));
+                    let words = vec![Slot::EMPTY; wish.size as usize].into();
+                    let placed = Placed { born: Some(now), ..Placed::adopted(base, words, now) };
+                    self.placed.insert(Arc::clone(wish.name), placed);
+                }
+                Err(no_room) if old.is_none() => return Err(no_room),
+                Err(_) => {}
+            }
         }
         let placed = self.placed.get_mut(wish.name).expect("it was there or has just been placed");
         if placed.whole.members != wish.pool {
             placed.whole =
-                Arc::new(Whole { ids: ring::build(&wish.pool, wish.size), members: wish.pool.clone() });
+                Arc::new(Whole { ids: ring::build(&wish.pool, placed.size), members: wish.pool.clone() });
             placed.target = Arc::new(Target::new(&placed.whole, wish.members.clone()));
         } else if placed.target.members != wish.members {
             placed.target = Arc::new(Target::new(&placed.whole, wish.members.clone()));
@@ -264,16 +265,24 @@ impl Rings {
         for placed in self.placed.values_mut() {
             let state = &mut placed.state;
             let rested = state.pinned_since.is_none_or(|since| started >= since + SETTLE_AFTER);
-            if state.pinned == 0 || !rested {
+            if state.pinned == 0 || !rested || state.is_stopping {
                 continue;
             }
             let left = pins(placed.base);
             let has_pins = |index: usize| left.is_some_and(|left| left.get(index).is_some_and(|n| *n > 0));
             let settled = |(index, word): (usize, &Slot)| if has_pins(index) { *word } else { word.settle() };
-            placed.words = placed.words.iter().enumerate().map(settled).collect();
+            let words: Ring = placed.words.iter().enumerate().map(settled).collect();
             let is_pinned = |word: &&Slot| !word.is_moving() && !word.is_settled();
-            state.pinned = placed.words.iter().filter(is_pinned).count() as u32;
+            let still = words.iter().filter(is_pinned).count() as u32;
+            if still != state.pinned {
+                (placed.words, state.pinned) = (words, still);
+            }
         }
+    }
+
+    /// What to say when a ring of so many slots finds no place.
+    pub fn no_room(&self, wanted: u32) -> NoRoom {
+        self.space.no_room(wanted)
     }
 
     /// A service's ring.
@@ -281,8 +290,8 @@ impl Rings {
         self.placed.get(service)
     }
 
-    /// After `applied` is in the maps: frees the places that it does not name.
-    pub fn forget_unused(&mut self, applied: &Tables) {
+    /// After `applied`, what was wished for last, is in the maps: frees the places that it does not name.
+    pub fn forget_unused(&mut self, applied: &Tables, now: Instant) {
         let space = &mut self.space;
         self.old_places.retain(|base| {
             let used = applied.rings.contains_key(base);
@@ -295,6 +304,9 @@ impl Rings {
             let used = applied.rings.contains_key(&placed.base);
             if !used {
                 space.free(placed.base);
+            }
+            if std::mem::take(&mut placed.state.is_stopping) {
+                placed.state.pinned_since = Some(now);
             }
             used
         });

@@ -28,6 +28,11 @@ impl SlotSpace {
         Self { capacity, spans: BTreeMap::new() }
     }
 
+    /// What to say when so many slots find no place.
+    pub fn no_room(&self, wanted: u32) -> NoRoom {
+        NoRoom { wanted, capacity: self.capacity }
+    }
+
     /// Takes `size` slots in a row; answers the first.
     pub fn take(&mut self, size: u32) -> Result<u32, NoRoom> {
         let mut at = 0;
@@ -38,7 +43,7 @@ impl SlotSpace {
             at = first + len;
         }
         if self.capacity - at < size {
-            return Err(NoRoom { wanted: size, capacity: self.capacity });
+            return Err(self.no_room(size));
         }
         self.spans.insert(at, size);
         Ok(at)

@@ -61,7 +61,7 @@ pub struct Tables {
     pub devices: BTreeSet<u32>,
     /// `BACKENDS`, by id.
     pub backends: BTreeMap<u16, Backend>,
-    /// `RECORDS`, by id: whose it is. The program does not read it, so [`Tables::is_empty`] and dumps leave it out.
+    /// `RECORDS`, by id: whose it is. The program does not read it; dumps show those without a backend only.
     pub records: BTreeMap<u16, Box<Record>>,
     /// `RING`, by first slot. Rings do not overlap.
     pub rings: BTreeMap<u32, Ring>,
@@ -74,6 +74,7 @@ impl Tables {
     pub fn is_empty(&self) -> bool {
         self.devices.is_empty()
             && self.backends.is_empty()
+            && self.records.is_empty()
             && self.rings.is_empty()
             && self.services.is_empty()
     }
@@ -137,11 +138,10 @@ impl Op {
             Self::WriteRing(base, ring) => drop(tables.rings.insert(*base, Arc::clone(ring))),
             Self::WriteSlots(base, changes) => {
                 if let Some(ring) = tables.rings.get_mut(base) {
-                    let mut slots = ring.to_vec();
+                    let slots = Arc::make_mut(ring);
                     for (index, slot) in changes {
                         slots[*index as usize] = *slot;
                     }
-                    *ring = slots.into();
                 }
             }
             Self::PutService(key, service) => drop(tables.services.insert(*key, *service)),
@@ -164,6 +164,9 @@ impl fmt::Display for Tables {
         }
         for (id, backend) in &self.backends {
             writeln!(f, "backend {id} {}", Shown(backend))?;
+        }
+        for id in self.records.keys().filter(|id| !self.backends.contains_key(id)) {
+            writeln!(f, "record {id}")?;
         }
         for (base, ring) in &self.rings {
             let mut counts = BTreeMap::new();

@@ -1,10 +1,10 @@
 //! What is known, and what a new file makes of it. Faults and drift: `tests/plan_properties`.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use super::*;
 use crate::{
-    config::parse,
+    config::{parse, spec::Limits},
     dataplane::memory::Memory,
     net::{NextHop, Unreachable},
 };
@@ -43,10 +43,17 @@ fn hop(last: u8, source: [u8; 4]) -> (IpAddr, NextHopState) {
     ([10, 0, 0, last].into(), NextHopState::Resolved(hop))
 }
 
+fn without(name: &str) -> String {
+    format!("\n{}", THREE.lines().filter(|line| !line.contains(name)).collect::<Vec<_>>().join("\n"))
+}
+
 /// All of `THREE` up and reachable.
 fn running() -> Engine {
-    let spec = spec(THREE);
-    let mut engine = Engine::new(Arc::clone(&spec), Box::new(Memory::new(spec.limits)));
+    running_on(Memory::new(Limits::default()))
+}
+
+fn running_on(memory: Memory) -> Engine {
+    let mut engine = Engine::new(spec(THREE), Box::new(memory));
     engine.set_devices([(2, "eth0".to_owned())].into());
     engine.set_next_hops((11..=14).map(|last| hop(last, [10, 0, 0, 1])).collect());
     for name in ["s1", "s2", "s3"] {
@@ -94,13 +101,171 @@ fn the_file_wins_where_it_changes_the_state() {
 #[test]
 fn a_backend_that_left_and_returns_is_as_the_file_says() {
     let mut engine = running();
+    let before = counts(&mut engine);
+    let id = engine.compiled().services[0].backends[0].id;
     engine.set_admin(key("s1"), AdminState::Drain);
-    let without = THREE.lines().filter(|line| !line.contains("s1")).collect::<Vec<_>>().join("\n");
-    engine.set_spec(spec(&format!("\n{without}")), Instant::now());
+    engine.set_spec(spec(&without("s1")), Instant::now());
+    engine.reconcile(Instant::now()).expect("it fits");
+    let left = &engine.compiled().services[0].leaving;
+    assert_eq!((&*left[0].name, left[0].id, left[0].usable, left[0].moves_away), ("s1", id, true, true));
     engine.set_spec(spec(THREE), Instant::now());
     let new = Arc::clone(engine.spec());
     assert_eq!(engine.admin(&new.services[0], &new.services[0].backends[0]), AdminState::Active);
-    assert_eq!(counts(&mut engine)[0], 0, "and unknown until it is probed");
+    assert_eq!(counts(&mut engine), before, "it was probed all the time");
+    assert_eq!(engine.compiled().services[0].backends[0].id, id);
+    assert!(engine.compiled().services[0].leaving.is_empty());
+}
+
+#[test]
+fn a_backend_that_left_and_returns_to_drain_goes_on_draining() {
+    let mut engine = running();
+    let start = Instant::now();
+    engine.set_spec(spec(&without("s1")), start);
+    engine.reconcile(start).expect("it fits");
+    let later = start + Duration::from_secs(100);
+    engine.set_spec(spec(&THREE.replace("s1, address", "s1, state: drain, address")), later);
+    engine.reconcile(later).expect("it fits");
+    assert_eq!(engine.known().drain_since(&key("s1")), Some(start));
+    engine.set_spec(spec(&THREE.replace("s1, address", "s1, state: disabled, address")), later);
+    engine.reconcile(later).expect("it fits");
+    assert_eq!(engine.known().drain_since(&key("s1")), None);
+}
+
+#[test]
+fn a_backend_that_left_and_returns_disabled_waits_for_a_verdict_when_it_is_enabled() {
+    let mut engine = running();
+    engine.set_spec(spec(&without("s1")), Instant::now());
+    engine.set_spec(spec(&THREE.replace("s1, address", "s1, state: disabled, address")), Instant::now());
+    engine.set_spec(spec(THREE), Instant::now());
+    assert_eq!(counts(&mut engine)[0], 0);
+}
+
+/// Until the network answers, what another run sent packets by is as good as it was.
+#[test]
+fn an_adopted_way_holds_until_the_network_answers() {
+    let memory = Memory::new(spec(THREE).limits);
+    let mut first = running_on(memory.clone());
+    let before = counts(&mut first);
+    let mut engine =
+        Engine::adopt(spec(THREE), Box::new(memory), Instant::now()).expect("memory can be read");
+    engine.set_devices([(2, "eth0".to_owned())].into());
+    assert_eq!(counts(&mut engine), before);
+    engine.set_next_hops(
+        (11..=14).map(|last| (IpAddr::from([10, 0, 0, last]), NextHopState::Pending)).collect(),
+    );
+    assert_eq!(counts(&mut engine), before);
+    let no_route = || NextHopState::Unreachable(Unreachable::NoRoute);
+    engine.set_next_hops(
+        [([10, 0, 0, 11].into(), no_route()), ([10, 0, 0, 12].into(), NextHopState::Pending)].into(),
+    );
+    let after = counts(&mut engine);
+    assert!(after[0] == 0 && after[1] > 0 && after[2] > 0, "{after:?}");
+    engine.set_next_hops([([10, 0, 0, 11].into(), NextHopState::Pending)].into());
+    assert_eq!(counts(&mut engine)[0], 0, "the network has answered");
+}
+
+/// A backend that was disabled is none that leaves, though the controller was away when it left the file.
+#[test]
+fn who_was_disabled_or_dead_does_not_leave_over_a_restart() {
+    for (name, is_kept) in [("s1", false), ("s2", false), ("s3", true)] {
+        let memory = Memory::new(spec(THREE).limits);
+        let mut first = running_on(memory.clone());
+        first.set_admin(key("s1"), AdminState::Disabled);
+        first.set_health(key("s2"), Health::Down);
+        first.reconcile(Instant::now()).expect("it fits");
+        let mut engine = Engine::adopt(spec(&without(name)), Box::new(memory), Instant::now()).expect("read");
+        engine.set_devices([(2, "eth0".to_owned())].into());
+        engine.reconcile(Instant::now()).expect("it fits");
+        assert_eq!(engine.compiled().services[0].leaving.len(), usize::from(is_kept), "{name}");
+    }
+}
+
+/// Three servers are replaced by three others where there are ids for four: they wait, and get them.
+#[test]
+fn ids_that_are_short_come_free() {
+    let limits = Limits { backends: 5, ..Limits::default() };
+    let limited = |text: &str| Arc::new(Spec { limits, ..(*spec(text)).clone() });
+    let old = limited(THREE);
+    let mut engine = Engine::new(Arc::clone(&old), Box::new(Memory::new(limits)));
+    engine.set_devices([(2, "eth0".to_owned())].into());
+    engine.set_next_hops((11..=26).map(|last| hop(last, [10, 0, 0, 1])).collect());
+    let start = Instant::now();
+    for name in ["s1", "s2", "s3"] {
+        engine.set_health(key(name), Health::Up);
+    }
+    engine.reconcile(start).expect("it fits");
+    let new = limited(&THREE.replace("10.0.0.1", "10.0.0.2"));
+    engine.preview(&new, start).expect_err("a reload says so first");
+    engine.set_spec(new, start);
+    for name in ["s1", "s2", "s3"] {
+        engine.set_health(key(name), Health::Up);
+    }
+    let mut waited = 0;
+    loop {
+        let now = start + Duration::from_secs(waited);
+        let result = engine.reconcile(now);
+        let service = &engine.compiled().services[0];
+        let slots: u32 = service.backends.iter().map(|b| b.slots).sum();
+        assert_eq!(slots, 251, "the one that has an id takes all of it");
+        match result {
+            Ok(_) => break,
+            Err(error) => assert!(error.to_string().contains("all 4 backend ids"), "{error}"),
+        }
+        assert_eq!(service.leaving.len(), if waited < 300 { 3 } else { 0 }, "after {waited} s");
+        waited += 10;
+    }
+    let (drain, quarantine) = (300, 60);
+    assert_eq!(waited, drain + quarantine);
+    assert!(engine.compiled().services[0].backends.iter().all(|b| b.id != 0 && b.eligible));
+}
+
+/// A larger ring finds no place until its predecessor's neighbour is gone; the old one serves meanwhile.
+#[test]
+fn a_ring_without_room_stays_as_it_is() {
+    let limits = Limits { slots: 600, ..Limits::default() };
+    let sized = |size: &str| {
+        let spec = (*spec(THREE)).clone();
+        let ring_size = size.parse().expect("a number");
+        let services = vec![ServiceSpec { ring_size, ..spec.services[0].clone() }];
+        Arc::new(Spec { limits, services, ..spec })
+    };
+    let mut engine = Engine::new(sized("251"), Box::new(Memory::new(limits)));
+    engine.set_devices([(2, "eth0".to_owned())].into());
+    engine.set_next_hops((11..=14).map(|last| hop(last, [10, 0, 0, 1])).collect());
+    for name in ["s1", "s2", "s3"] {
+        engine.set_health(key(name), Health::Up);
+    }
+    engine.reconcile(Instant::now()).expect("it fits");
+    engine.set_spec(sized("509"), Instant::now());
+    engine.set_health(key("s1"), Health::Down);
+    let error = engine.reconcile(Instant::now()).expect_err("251 + 509 slots do not fit");
+    assert!(error.to_string().contains("no 509 free slots"), "{error}");
+    assert_eq!(slots_of(engine.compiled())[0], ("s1".into(), 0), "a verdict counts all the same");
+    let service = engine.applied().services.values().find(|s| !s.is_address()).expect("it stays");
+    assert_eq!(service.ring_size, 251);
+    engine.set_spec(sized("241"), Instant::now());
+    engine.reconcile(Instant::now()).expect("there is room for it");
+}
+
+/// A pin that was refused may have been a leaving backend's: it is not forgotten for want of pins.
+#[test]
+fn a_leaving_backend_is_forgotten_only_where_pins_can_be_made() {
+    let mut engine = running();
+    let start = Instant::now();
+    engine.set_spec(spec(&without("s1")), start);
+    engine.reconcile(start).expect("it fits");
+    let at = |seconds| start + Duration::from_secs(seconds);
+    let walk = |engine: &mut Engine, now: Instant| {
+        let walk = crate::flows::Walk::new(engine.sweep_view(), now).finish(now);
+        engine.on_walk(walk);
+        engine.reconcile(now).expect("it fits");
+        engine.take_forgot()
+    };
+    assert!(!walk(&mut engine, at(29)));
+    engine.refused = (0, Some(at(29)));
+    assert!(!walk(&mut engine, at(58)));
+    assert!(walk(&mut engine, at(59)));
+    assert_eq!(engine.applied().backends.len(), 2);
 }
 
 #[test]

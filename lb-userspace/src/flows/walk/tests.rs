@@ -89,7 +89,7 @@ proptest! {
             prop_assert_eq!(result.to_backend(id), table.values().filter(|f| f.1.backend == id).count() as u64);
         }
         for ring in view().rings.iter() {
-            let of = |slot: u32| table.values().filter(|f| f.1.slot == slot).count() as u64;
+            let of = |slot: u32| table.values().filter(|f| f.0 == 6 && f.1.slot == slot).count() as u64;
             let all: Vec<u64> = (ring.base..ring.base + ring.size).map(of).collect();
             prop_assert_eq!(result.in_ring(ring.base), all.iter().sum::<u64>());
             let slots = result.slots(ring.base);

@@ -2,8 +2,8 @@
 //!
 //! `program.rs` loads and attaches, `maps.rs` writes and reads, `decap.rs` is the servers' side, `error.rs` puts the
 //! kernel's refusals into words. What outlives the controller: `pins.rs` the pin directory, `names.rs` what is called
-//! how in it, `adopt.rs` maps of an earlier controller, `shape.rs` whether they can be used, `link.rs` links by bpf(2),
-//! `drift.rs` what others changed, `holder.rs` who has a lock.
+//! how in it, `adopt.rs` maps of an earlier controller, `shape.rs` whether they can be used, `link.rs` links,
+//! `drift.rs` what others changed, `holder.rs` who has a lock, `sys.rs` bpf(2) where aya has no call.
 
 mod adopt;
 mod decap;
@@ -16,10 +16,12 @@ mod names;
 mod pins;
 mod program;
 mod shape;
+mod sys;
 
 pub use decap::Decap;
 pub use drift::Drift;
 pub use error::{AttachError, LoadError, PinError};
+pub use link::{Link, LinkState};
 pub use maps::BpfMaps;
 pub use pins::{Detached, PinDir, detach, on_bpf_fs};
 pub use program::{Attached, BpfProgram, Opened, PacketRun, load, open};

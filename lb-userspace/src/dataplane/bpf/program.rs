@@ -89,6 +89,7 @@ pub fn load(limits: &Limits) -> Result<(BpfMaps, BpfProgram), LoadError> {
 pub fn open(limits: &Limits, pins: PinDir) -> Result<Opened, LoadError> {
     raise_memlock();
     let object = objects::balancer()?;
+    pins.finish()?;
     let adopted = adopt::adopt(object, limits, &pins)?;
     match open_pinned(object, limits, &pins, adopted) {
         Ok((maps, mut program)) => {

@@ -134,7 +134,7 @@ pub async fn run(options: &Options) -> Result<()> {
         match StateFile::open(Path::new(state_file::PATH)) {
             Ok(file) => controller.keep_words(file, adopted),
             Err(error) => {
-                tracing::warn!("{} is not used: {error}; move it away to have a new one", state_file::PATH)
+                tracing::warn!("{} is not used: {error}; move it away to have a new one", state_file::PATH);
             }
         }
     }

@@ -14,10 +14,13 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, MapData, MapInfo},
+    maps::{Array, HashMap, Map, MapData, MapInfo},
     programs::{ProgramInfo, Xdp},
 };
-use lb_common::abi::{self, maps};
+use lb_common::{
+    abi::{self, maps},
+    service::{Service, ServiceKey4},
+};
 use lb_lab::{ConfigSource, HTTP_V4, HTTP_V6, Lab, LabConfig, ServerProgram, Status, root_or_skip, wait_for};
 use lb_tests::net::{Config, xlb};
 use lb_userspace::dataplane::{
@@ -142,6 +145,7 @@ fn after_a_crash_forwarding_goes_on_and_the_next_controller_adopts_it() {
     let link = |pinned: &Pinned| (pinned.links["link-eth0"].id, pinned.links["link-eth0"].ifindex);
     assert_eq!(link(&after), link(&before), "the link was made anew");
     assert_eq!(after.maps, before.maps, "maps were made anew");
+    assert!(!lab.xlb().unwrap().has_logged(|line| line.contains("another XDP program")), "not its own");
     // The program is the new controller's, as after an upgrade.
     assert_ne!(after.program, before.program);
     assert_eq!(after.links["link-eth0"].program, after.program);
@@ -332,6 +336,19 @@ fn what_others_change_is_mended_and_told() {
     });
     forwards(&lab);
     drop(link);
+
+    // Entries of a map.
+    let services = MapData::from_pin(version(&lab).join("maps").join(maps::SERVICES4)).unwrap();
+    let services = Map::from_map_data(services).unwrap();
+    let mut services: HashMap<MapData, ServiceKey4, Service> = services.try_into().unwrap();
+    let keys: Vec<_> = services.keys().map(Result::unwrap).collect();
+    assert_eq!(keys.len(), 4, "three listens and the mark of their address");
+    for key in &keys {
+        services.remove(key).unwrap();
+    }
+    does_not_forward(&lab);
+    mended(&lab, "repair: + service 192.0.2.10:80/6", || services.keys().count() == keys.len());
+    forwards(&lab);
 
     // Single pins, and then all of them with their directory.
     let before = pinned(&lab);

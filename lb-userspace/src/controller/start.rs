@@ -124,6 +124,7 @@ pub async fn run(options: &Options) -> Result<()> {
         Engine::new(Arc::clone(&spec), dataplane)
     }
     .with_young(YOUNG);
+    let own_programs = program.running();
     let mut controller =
         Controller::new(options.clone(), engine, Box::new(program), checks, net.clone(), Instant::now());
     if adopted {
@@ -138,7 +139,12 @@ pub async fn run(options: &Options) -> Result<()> {
             }
         }
     }
-    if let Err(error) = begin(&mut controller, &loaded, &mut net, adopted).await {
+    let first = net.changed().await.context("read interfaces and routes by netlink");
+    let begun = first.and_then(|first| {
+        warn_about_interfaces(&loaded, &first, own_programs);
+        begin(&mut controller, &loaded, &first, adopted)
+    });
+    if let Err(error) = begun {
         // What an earlier controller left goes on as it was.
         if !adopted {
             controller.remove_data_path();
@@ -174,17 +180,10 @@ pub async fn run(options: &Options) -> Result<()> {
 }
 
 /// The first attachments and tables.
-async fn begin(
-    controller: &mut Controller,
-    loaded: &Loaded,
-    net: &mut NetHandle,
-    adopted: bool,
-) -> Result<()> {
+fn begin(controller: &mut Controller, loaded: &Loaded, first: &NetEvent, adopted: bool) -> Result<()> {
     // What does not fit the maps is refused here; later it could only be tried again and again.
     controller.engine.preview(&Arc::clone(controller.spec()), Instant::now())?;
-    let first = net.changed().await.context("read interfaces and routes by netlink")?;
-    warn_about_interfaces(loaded, &first);
-    for change in controller.on_net(&first) {
+    for change in controller.on_net(first) {
         // After a crash, one interface that is gone must not keep the controller from the others.
         if let (Change::Failed { name, why }, false) = (change, adopted) {
             return Err(anyhow::Error::new(why).context(format!("attach to interface {name}")));
@@ -195,12 +194,12 @@ async fn begin(
 }
 
 /// What will bite later is said at the start.
-fn warn_about_interfaces(loaded: &Loaded, event: &NetEvent) {
+fn warn_about_interfaces(loaded: &Loaded, event: &NetEvent, own_programs: BTreeSet<u32>) {
+    let attachment = nic::Attachment { frags: true, own_programs };
     for interface in &loaded.spec.interfaces {
         let Some(link) = event.links.get(&interface.name) else { continue };
         match NicFeatures::read(&interface.name) {
             Ok(features) => {
-                let attachment = nic::Attachment { frags: true, own_programs: BTreeSet::new() };
                 for warning in nic::warnings(link, &features, &attachment) {
                     tracing::warn!("{warning}");
                 }

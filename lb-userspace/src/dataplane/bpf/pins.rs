@@ -176,6 +176,15 @@ impl PinDir {
     }
 }
 
+impl Drop for PinDir {
+    /// Whoever made it and then could not use it leaves no trace. It goes with the last pin only.
+    fn drop(&mut self) {
+        if self.is_held() {
+            let _ = remove_if_empty(&self.path);
+        }
+    }
+}
+
 /// Takes the data path of every layout off the interfaces and removes the pins. Refuses while a controller works here.
 pub fn detach(path: &Path) -> Result<Detached, PinError> {
     let mut all = Detached::default();

@@ -53,9 +53,11 @@ pub struct PinStats {
     pub window: u64,
     /// Pins asked for in it.
     pub in_window: u64,
-    /// New pins that were refused: the rate, UDP's share, or a full table.
+    /// New pins of TCP flows that were refused: by the rate, or a full table.
     pub refused: u64,
-    /// Packets that met the dead answer.
+    /// New pins of UDP flows that were refused: by the rate, UDP's share, or a full table.
+    pub refused_udp: u64,
+    /// Packets that met the dead answer in it.
     pub answers_in_window: u64,
 }
 
@@ -96,5 +98,5 @@ pub const SWEEP_BATCH: u32 = 256;
 
 const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<Pin>() == 16);
-const _: () = assert!(size_of::<PinStats>() == 32);
+const _: () = assert!(size_of::<PinStats>() == 40);
 const _: () = assert!(size_of::<SweepItem>() == 64);

@@ -124,7 +124,8 @@ impl Raw {
 
     /// New pins refused so far.
     pub fn refused(&self) -> u64 {
-        self.maps.refused_pins().unwrap()
+        let refused = self.maps.refused_pins().unwrap();
+        refused.tcp + refused.udp
     }
 
     /// New UDP pins that this CPU may still make.

@@ -309,11 +309,11 @@ fn a_full_table_breaks_nothing() {
     assert_eq!(prog.pins().len(), 64);
     let refused = of(&new, 2);
     assert!(refused.len() > 10, "refused ones go to the draining one: {refused:?}");
-    let before = prog.engine.dataplane().refused_pins().unwrap();
+    let before = prog.engine.dataplane().refused_pins().unwrap().tcp;
     assert_eq!(before, refused.len() as u64);
     assert_eq!(broken(&mut prog, &old) + broken(&mut prog, &new), 0);
     assert_eq!(prog.pins().len(), 64);
-    assert!(prog.engine.dataplane().refused_pins().unwrap() > before, "the old ones' pins, too");
+    assert!(prog.engine.dataplane().refused_pins().unwrap().tcp > before, "the old ones' pins, too");
 
     // A stale pin is rewritten all the same: its client uses the port again.
     let (key, pin) = prog.pins()[0];

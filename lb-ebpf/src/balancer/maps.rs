@@ -134,9 +134,9 @@ pub fn pin_stats() -> Option<&'static mut PinStats> {
 
 /// Counts a new pin that was refused.
 #[inline(always)]
-pub fn count_refused() {
+pub fn count_refused(is_datagram: bool) {
     if let Some(stats) = pin_stats() {
-        stats.refused += 1;
+        *if is_datagram { &mut stats.refused_udp } else { &mut stats.refused } += 1;
     }
 }
 

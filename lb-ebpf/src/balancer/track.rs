@@ -174,7 +174,7 @@ fn insert(key: &FlowKey, pin: &Pin, refused: u16, is_datagram: bool) -> u32 {
         // Another CPU was faster: its pin counts.
         Inserted::Exists => maps::pin(key).map_or(u32::from(refused), |winner| u32::from(winner.backend)),
         Inserted::Refused => {
-            maps::count_refused();
+            maps::count_refused(is_datagram);
             u32::from(refused)
         }
     }
@@ -190,7 +190,7 @@ fn may_insert(now: u64, is_datagram: bool) -> bool {
     }
     stats.in_window += 1;
     if stats.in_window > PINS_PER_WINDOW || (is_datagram && !maps::take_udp_room()) {
-        stats.refused += 1;
+        maps::count_refused(is_datagram);
         return false;
     }
     true

@@ -16,7 +16,7 @@ use lb_common::backend::{BACKEND_ROUTED, BACKEND_USABLE, Backend, BackendStats};
 use super::known::{Adopted, Known, Verdict};
 use crate::{
     config::spec::{AdminState, BackendSpec, ServiceSpec, Spec},
-    dataplane::{ApplyError, Dataplane},
+    dataplane::{ApplyError, Dataplane, Refused},
     flows::{BackendSet, RingView, SweepResult, SweepView},
     health::{BackendRef, Health, Reason},
     net::NextHopState,
@@ -52,8 +52,10 @@ pub struct Engine {
     applied: Tables,
     /// What the last walk over the flow table found.
     walk: Option<SweepResult>,
-    /// New pins refused so far, and when the last of them was noticed.
-    refused: (u64, Option<Instant>),
+    /// New pins refused so far.
+    refused: Refused,
+    /// When a TCP flow's pin was last refused, as far as was noticed.
+    refused_at: Option<Instant>,
     /// Backends that become eligible now were there all the time.
     is_warm: bool,
     /// See [`crate::plan::rings::Wish::young`].
@@ -78,7 +80,8 @@ impl Engine {
             compiled: Compiled { tables: Tables::default(), services: Vec::new(), short: None },
             applied: Tables::default(),
             walk: None,
-            refused: (0, None),
+            refused: Refused::default(),
+            refused_at: None,
             is_warm: true,
             young: Duration::ZERO,
             forgot: false,
@@ -224,7 +227,7 @@ impl Engine {
             devices: known.devices().keys().copied().collect(),
             known: &|service, backend| known.of_file(service, backend, now),
             leaving: &|service| known.of_leaving(service, now),
-            refused_at: self.refused.1,
+            refused_at: self.refused_at,
             is_warm: self.is_warm,
             young: self.young,
             now,
@@ -247,15 +250,19 @@ impl Engine {
     /// A pin was refused since the last look: moves last longer.
     fn note_refused(&mut self, now: Instant) {
         match self.dataplane.refused_pins() {
-            Ok(refused) if refused != self.refused.0 => self.refused = (refused, Some(now)),
-            Ok(_) => {}
+            Ok(refused) => {
+                if refused.tcp != self.refused.tcp {
+                    self.refused_at = Some(now);
+                }
+                self.refused = refused;
+            }
             Err(error) => tracing::warn!(%error, "read the count of refused pins"),
         }
     }
 
     /// New pins that were refused, since the maps were made.
     pub fn refused_pins(&self) -> u64 {
-        self.refused.0
+        self.refused.tcp + self.refused.udp
     }
 
     /// Whether backends that had left were forgotten since the last call.
@@ -304,7 +311,7 @@ impl Engine {
             let left = left.and_then(|s| s.leaving.iter().find(is_it));
             left.map_or(0, |b| walk.to_backend(b.id))
         };
-        self.forgot |= self.known.note_pins(walk.started, self.refused.1, pins);
+        self.forgot |= self.known.note_pins(walk.started, self.refused_at, pins);
         self.walk = Some(walk);
     }
 
@@ -360,7 +367,7 @@ impl Engine {
             devices: known.devices().keys().copied().collect(),
             known: &of_file,
             leaving: &|service| known.of_leaving(service, now),
-            refused_at: self.refused.1,
+            refused_at: self.refused_at,
             is_warm: true,
             young: self.young,
             now,

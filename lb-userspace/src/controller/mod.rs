@@ -21,6 +21,7 @@ mod requests;
 pub mod start;
 pub mod state_file;
 mod status;
+mod work;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -2,7 +2,7 @@
 
 use lb_common::{backend::BackendStats, outcome::Outcome};
 
-use super::{ApplyError, Dataplane};
+use super::{ApplyError, Dataplane, Refused};
 use crate::plan::tables::{Op, Tables};
 
 /// Fails some operations of the dataplane inside, by a seeded chance.
@@ -36,7 +36,7 @@ impl<D: Dataplane> Dataplane for Faulty<D> {
         self.inner.adopt()
     }
 
-    fn refused_pins(&self) -> Result<u64, ApplyError> {
+    fn refused_pins(&self) -> Result<Refused, ApplyError> {
         self.inner.refused_pins()
     }
 

@@ -3,7 +3,7 @@
 use lb_common::{abi::MAX_BACKEND_ID, backend::BackendStats, outcome::Outcome};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::{ApplyError, Dataplane};
+use super::{ApplyError, Dataplane, Refused};
 use crate::{
     config::spec::Limits,
     plan::tables::{Op, ServiceKey, Tables},
@@ -70,8 +70,8 @@ impl Dataplane for Memory {
         Ok(self.tables())
     }
 
-    fn refused_pins(&self) -> Result<u64, ApplyError> {
-        Ok(0)
+    fn refused_pins(&self) -> Result<Refused, ApplyError> {
+        Ok(Refused::default())
     }
 
     fn backend_stats(&self, ids: &[u16]) -> Result<Vec<BackendStats>, ApplyError> {

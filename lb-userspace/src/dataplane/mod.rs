@@ -21,6 +21,15 @@ pub struct ApplyError {
     pub reason: String,
 }
 
+/// New pins that were refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Refused {
+    /// Of TCP flows: one without its pin is known by where its slot's previous connections go.
+    pub tcp: u64,
+    /// Of UDP flows.
+    pub udp: u64,
+}
+
 /// The maps. Owned by the controller's task alone.
 pub trait Dataplane: Send {
     /// Performs one operation. May be repeated after a failure.
@@ -33,7 +42,7 @@ pub trait Dataplane: Send {
     fn adopt(&self) -> Result<Tables, ApplyError>;
 
     /// New pins that were refused since the maps were made, over all CPUs.
-    fn refused_pins(&self) -> Result<u64, ApplyError>;
+    fn refused_pins(&self) -> Result<Refused, ApplyError>;
 
     /// What has been sent to these backends since each was put, over all CPUs.
     fn backend_stats(&self, ids: &[u16]) -> Result<Vec<BackendStats>, ApplyError>;

@@ -2,100 +2,38 @@
 //!
 //! The [`Compiler`] keeps what must not change from one time to the next: ids, and the rings.
 
+mod entries;
+mod input;
+mod pool;
+
+pub use entries::most_of_a_family;
+pub use input::{Input, Knowledge, Known, Route};
+
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use lb_common::{
-    backend::{BACKEND_IPV6, BACKEND_PRESENT, BACKEND_ROUTED, BACKEND_USABLE, Backend},
-    checksum, hash,
-    service::{
-        FORWARD_IPIP, FORWARD_L2, SERVICE_HASH_CLIENT, SERVICE_REJECT, SERVICE_TRACK_ALWAYS,
-        SERVICE_TRACK_NEVER, Service,
-    },
-};
+use lb_common::{backend::BACKEND_USABLE, hash, service::Service};
 
+use self::{
+    entries::{entry, keys, value},
+    pool::Pool,
+};
 use super::{
     ids::{Ids, NoId, Owner},
-    records::{self, Clock, Note},
-    ring::{Identity, Member},
+    records::{self, Clock},
+    ring::Identity,
     rings::{Placed, Rings, Target, Wish},
     slots::NoRoom,
     slow_start::{LEVELS, SlowStart, Starter},
     tables::{Ring, ServiceKey, Tables, address},
 };
-use crate::config::spec::{
-    BackendSpec, Forward, HashMode, Limits, OnAllDown, Ports, Protocol, ServiceSpec, Spec, Tracking,
-};
+use crate::config::spec::{BackendSpec, Limits, Protocol, ServiceSpec, Spec, Tracking};
 
 /// An id rests for so long before another backend gets it: longer than any packet is under way.
 const ID_QUARANTINE: Duration = Duration::from_mins(1);
-/// TTL of outer IPv4 headers.
-const OUTER_TTL: u8 = 64;
-
-/// The way to a backend.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Route {
-    /// Interface that its packets leave by.
-    pub ifindex: u32,
-    /// MAC of the next hop.
-    pub next_hop: [u8; 6],
-    /// MAC of the interface.
-    pub own: [u8; 6],
-    /// Source of outer headers, of the backend's family.
-    pub outer_source: IpAddr,
-}
-
-/// What is known of a backend besides its spec.
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[expect(clippy::struct_excessive_bools, reason = "facts that do not depend on each other")]
-pub struct Knowledge {
-    /// May take new connections, if there is a way to it.
-    pub takes_new: bool,
-    /// Not dead: flows that it has stay with it.
-    pub is_usable: bool,
-    /// Its drain has reached its deadline: slots stop moving away from it.
-    pub drain_is_over: bool,
-    /// Takes connections when nobody may and the service says `use_all`.
-    pub is_last_resort: bool,
-    /// The way to it, if there is one.
-    pub route: Option<Route>,
-    /// For the next run of the controller.
-    pub note: Note,
-}
-
-impl Knowledge {
-    /// May take new connections.
-    pub fn is_eligible(&self) -> bool {
-        self.takes_new && self.route.is_some()
-    }
-}
-
-/// A backend, and what is known of it.
-pub type Known<'a> = (&'a BackendSpec, Knowledge);
-
-/// What the tables are made of, besides what the [`Compiler`] remembers.
-pub struct Input<'a> {
-    /// The configuration.
-    pub spec: &'a Spec,
-    /// Interfaces that may be redirected to.
-    pub devices: BTreeSet<u32>,
-    /// What is known of a backend of the file.
-    pub known: &'a dyn Fn(&ServiceSpec, &BackendSpec) -> Knowledge,
-    /// Backends that have left the file and keep their flows for a while.
-    pub leaving: &'a dyn Fn(&ServiceSpec) -> Vec<Known<'a>>,
-    /// When a new pin was last refused.
-    pub refused_at: Option<Instant>,
-    /// Backends that become eligible now were there all the time: no slow start for them.
-    pub is_warm: bool,
-    /// See [`Wish::young`].
-    pub young: Duration,
-    /// The time.
-    pub now: Instant,
-}
 
 /// The configuration does not fit the maps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -362,52 +300,6 @@ fn moves(service: &ServiceSpec) -> bool {
     service.tracking != Tracking::Never && service.listen.iter().any(|l| l.protocol == Protocol::Tcp)
 }
 
-/// The backends of a service while it is compiled.
-#[derive(Default)]
-struct Pool {
-    /// In the spec's order.
-    all: Vec<Starter>,
-    names: Vec<Arc<str>>,
-    /// By id, leaving ones included.
-    knowledge: BTreeMap<u16, Knowledge>,
-}
-
-impl Pool {
-    fn add(&mut self, id: u16, backend: &BackendSpec, knowledge: Knowledge, tenths: u32) {
-        let member = Member { id, identity: identity(backend), weight: backend.weight };
-        self.all.push(Starter { member, tenths });
-        self.names.push(Arc::clone(&backend.name));
-        if id != 0 {
-            self.knowledge.insert(id, knowledge);
-        }
-    }
-
-    fn is_usable(&self, id: u16) -> bool {
-        self.knowledge.get(&id).is_some_and(|k| k.is_usable)
-    }
-
-    fn is_eligible(&self, id: u16) -> bool {
-        self.knowledge.get(&id).is_some_and(Knowledge::is_eligible)
-    }
-
-    /// Those that take new connections.
-    fn members(&self, service: &ServiceSpec) -> Vec<Starter> {
-        let those = |takes: fn(&Knowledge) -> bool| -> Vec<Starter> {
-            self.all.iter().filter(|s| self.knowledge.get(&s.member.id).is_some_and(takes)).copied().collect()
-        };
-        let eligible = those(Knowledge::is_eligible);
-        if eligible.is_empty() && service.on_all_down == OnAllDown::UseAll {
-            return those(|k| k.is_last_resort && k.route.is_some());
-        }
-        eligible
-    }
-
-    fn usable(&self, members: &[Starter]) -> BTreeSet<u16> {
-        let usable = self.knowledge.iter().filter(|(_, k)| k.is_usable).map(|(id, _)| *id);
-        usable.chain(members.iter().map(|s| s.member.id)).collect()
-    }
-}
-
 fn fresh(id: u16, backend: &BackendSpec) -> CompiledBackend {
     CompiledBackend {
         name: Arc::clone(&backend.name),
@@ -479,80 +371,6 @@ fn owner_of(base: u32, words: &Ring, tables: &Tables, spec: &Spec) -> Option<Arc
     let named = ids.filter(|id| *id != 0).find_map(|id| records::service(tables.records.get(&id)?));
     let listening = || spec.services.iter().find(|s| keys(s).any(|k| k == *key)).map(|s| Arc::clone(&s.name));
     named.or_else(listening)
-}
-
-/// The map entry of a service.
-fn value(service: &ServiceSpec, hash_key: u64, placed: &Placed) -> Service {
-    let flags = [
-        (service.hash == HashMode::Client, SERVICE_HASH_CLIENT),
-        (service.tracking == Tracking::Always, SERVICE_TRACK_ALWAYS),
-        (service.tracking == Tracking::Never, SERVICE_TRACK_NEVER),
-        (service.on_all_down == OnAllDown::Reject, SERVICE_REJECT),
-    ];
-    Service {
-        hash_key,
-        ring_base: placed.base,
-        ring_size: placed.size,
-        forward: match service.forward {
-            Forward::L2 => FORWARD_L2,
-            Forward::Ipip => FORWARD_IPIP,
-        },
-        flags: flags.iter().filter(|(is_set, _)| *is_set).map(|(_, flag)| flag).sum(),
-        reserved: [0; 6],
-    }
-}
-
-/// How many keys the fuller map of services holds.
-pub fn most_of_a_family<'a>(keys: impl Iterator<Item = &'a ServiceKey>) -> usize {
-    let [mut v4, mut v6] = [0, 0];
-    for key in keys {
-        match key {
-            ServiceKey::V4(_) => v4 += 1,
-            ServiceKey::V6(_) => v6 += 1,
-        }
-    }
-    v4.max(v6)
-}
-
-/// The keys that a service answers on, without the markers of its addresses.
-fn keys(service: &ServiceSpec) -> impl Iterator<Item = ServiceKey> + '_ {
-    service.listen.iter().flat_map(|listen| {
-        let (first, last) = match listen.ports {
-            Ports::Any => (0, 0),
-            Ports::Range(first, last) => (first, last),
-        };
-        (first..=last).map(|port| ServiceKey::new(listen.address, port, listen.protocol.number()))
-    })
-}
-
-/// The map entry of a backend.
-fn entry(address: IpAddr, knowledge: &Knowledge) -> Backend {
-    let mut backend = Backend { flags: BACKEND_PRESENT, ..Backend::NONE };
-    store(&mut backend.address, address);
-    if address.is_ipv6() {
-        backend.flags |= BACKEND_IPV6;
-    }
-    if knowledge.is_usable {
-        backend.flags |= BACKEND_USABLE;
-    }
-    if let Some(route) = knowledge.route {
-        backend.flags |= BACKEND_ROUTED;
-        backend.ifindex = route.ifindex;
-        backend.next_hop = route.next_hop;
-        backend.own = route.own;
-        store(&mut backend.outer_source, route.outer_source);
-        if let (IpAddr::V4(source), IpAddr::V4(destination)) = (route.outer_source, address) {
-            backend.outer_sum = checksum::outer_header4(OUTER_TTL, source.octets(), destination.octets());
-        }
-    }
-    backend
-}
-
-fn store(field: &mut [u8; 16], address: IpAddr) {
-    match address {
-        IpAddr::V4(a) => field[..4].copy_from_slice(&a.octets()),
-        IpAddr::V6(a) => *field = a.octets(),
-    }
 }
 
 #[cfg(test)]

@@ -372,7 +372,7 @@ impl Dataplane for Counting {
         self.0.adopt()
     }
 
-    fn refused_pins(&self) -> Result<u64, ApplyError> {
+    fn refused_pins(&self) -> Result<crate::dataplane::Refused, ApplyError> {
         self.0.refused_pins()
     }
 

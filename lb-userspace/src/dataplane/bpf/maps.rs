@@ -20,7 +20,7 @@ use super::{
     sys,
 };
 use crate::{
-    dataplane::{ApplyError, Dataplane, mmap::SlotMemory},
+    dataplane::{ApplyError, Dataplane, Refused, mmap::SlotMemory},
     plan::tables::{Op, Ring, ServiceKey, Tables},
 };
 
@@ -185,11 +185,15 @@ impl Dataplane for BpfMaps {
         Ok(tables)
     }
 
-    fn refused_pins(&self) -> Result<u64, ApplyError> {
+    fn refused_pins(&self) -> Result<Refused, ApplyError> {
         let stats = self.pins.get(&0, 0);
         let stats =
             stats.map_err(|e| ApplyError { op: "read the count of pins".into(), reason: chain(&e) })?;
-        Ok(stats.iter().map(|cpu| cpu.refused).sum())
+        let sum = |sum: Refused, cpu: &PinStats| Refused {
+            tcp: sum.tcp + cpu.refused,
+            udp: sum.udp + cpu.refused_udp,
+        };
+        Ok(stats.iter().fold(Refused::default(), sum))
     }
 
     fn backend_stats(&self, ids: &[u16]) -> Result<Vec<BackendStats>, ApplyError> {

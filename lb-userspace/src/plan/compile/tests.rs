@@ -1,12 +1,17 @@
 //! Single cases; random ones: `tests/plan_properties`.
 
-use std::path::Path;
+use std::{collections::BTreeSet, net::IpAddr, path::Path};
+
+use lb_common::{
+    backend::{BACKEND_IPV6, BACKEND_PRESENT, BACKEND_ROUTED, BACKEND_USABLE, Backend},
+    service::{FORWARD_IPIP, SERVICE_REJECT},
+};
 
 use super::*;
 use crate::{
     config::{parse, spec::AdminState},
     health::{Health, Reason},
-    plan::tables::Tables,
+    plan::{records::Note, tables::Tables},
 };
 
 fn spec(listen: &str, ring_size: u32, limits: Limits) -> Spec {

@@ -310,10 +310,12 @@ impl Controller {
         self.engine.set_started();
     }
 
-    /// Compares with the kernel's maps; what differs is reported, and mended by the reconciliation that follows.
-    pub fn check_drift(&mut self) {
+    /// Compares with the kernel's maps; what differs is reported, and has to be mended by a reconciliation. Answers
+    /// whether anything did.
+    pub fn check_drift(&mut self) -> bool {
         match self.engine.check_drift() {
             Ok(repairs) => {
+                let differs = !repairs.is_empty();
                 for op in repairs {
                     self.event(
                         EventKind::Dataplane,
@@ -321,18 +323,22 @@ impl Controller {
                         format!("drift: the maps were changed from outside; repair: {op}"),
                     );
                 }
+                differs
             }
-            Err(error) => tracing::warn!(%error, "compare the maps"),
+            Err(error) => {
+                tracing::warn!(%error, "compare the maps");
+                false
+            }
         }
     }
 
     /// Compares program, links and pins with the kernel; what differs is mended and reported. What could not be attached
-    /// before is tried again: no event tells when an XDP slot becomes free.
-    pub fn check_attachments(&mut self) {
+    /// before is tried again: no event tells when an XDP slot becomes free. Answers whether an attachment changed.
+    pub fn check_attachments(&mut self) -> bool {
         for drift in self.attachments.check(&mut *self.attach) {
             self.event(EventKind::Dataplane, None, drift.to_string());
         }
-        self.follow_interfaces();
+        !self.follow_interfaces().is_empty()
     }
 
     /// Takes the data path off all interfaces and leaves no pins.

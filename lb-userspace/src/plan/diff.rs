@@ -1,12 +1,12 @@
 //! Two tables -> the ordered operations that lead from one to the other. **Make before break**:
 //!
 //! ```text
-//! 1 records, devices, and backends that can be sent to and are not dead, that are new or differ
+//! 1 records, devices and backends that are new or differ, but for those of 6
 //! 2 rings that are new, slots that differ
 //! 3 services that are new or differ         <- the commit point
 //! 4 services that go
 //! 5 rings that no service names any more
-//! 6 backends that are without a next hop or dead (from now on), backends, records and devices that nothing names any
+//! 6 backends that lose their next hop or are dead from now on; backends, records and devices that nothing names any
 //!   more
 //! ```
 //!
@@ -29,9 +29,9 @@ pub fn diff(applied: &Tables, wanted: &Tables) -> Vec<Op> {
     let mut ops = Vec::new();
     ops.extend(changed(&applied.records, &wanted.records).map(|(id, r)| Op::PutRecord(*id, r.clone())));
     ops.extend(wanted.devices.difference(&applied.devices).map(|d| Op::PutDevice(*d)));
-    let (serving, others): (Vec<_>, Vec<_>) =
-        changed(&applied.backends, &wanted.backends).partition(is_serving);
-    ops.extend(serving.iter().map(|(id, b)| Op::PutBackend(**id, **b)));
+    let (losing, others): (Vec<_>, Vec<_>) = changed(&applied.backends, &wanted.backends)
+        .partition(|(id, backend)| applied.backends.get(id).is_some_and(|old| loses(old, backend)));
+    ops.extend(others.iter().map(|(id, b)| Op::PutBackend(**id, **b)));
     for (base, ring) in &wanted.rings {
         ops.extend(ring_op(*base, applied.rings.get(base), ring));
     }
@@ -40,7 +40,7 @@ pub fn diff(applied: &Tables, wanted: &Tables) -> Vec<Op> {
     ops.extend(
         gone(&applied.rings, &wanted.rings).map(|(base, ring)| Op::ClearRing(*base, ring.len() as u32)),
     );
-    ops.extend(others.iter().map(|(id, b)| Op::PutBackend(**id, **b)));
+    ops.extend(losing.iter().map(|(id, b)| Op::PutBackend(**id, **b)));
     ops.extend(gone(&applied.backends, &wanted.backends).map(|(id, _)| Op::DeleteBackend(*id)));
     ops.extend(gone(&applied.records, &wanted.records).map(|(id, _)| Op::DeleteRecord(*id)));
     ops.extend(applied.devices.difference(&wanted.devices).map(|d| Op::DeleteDevice(*d)));
@@ -57,10 +57,10 @@ pub fn services_go_first(mut ops: Vec<Op>) -> Vec<Op> {
     ops
 }
 
-/// Slots may name it.
-fn is_serving((_, backend): &(&u16, &Backend)) -> bool {
-    let needed = BACKEND_ROUTED | BACKEND_USABLE;
-    backend.flags & needed == needed
+/// Slots that name the backend have to leave it first. (No slot names one that is dead.)
+fn loses(old: &Backend, new: &Backend) -> bool {
+    let lost = old.flags & !new.flags;
+    old.flags & BACKEND_USABLE != 0 && lost & (BACKEND_USABLE | BACKEND_ROUTED) != 0
 }
 
 fn changed<'a, K: Ord, V: PartialEq>(

@@ -1,45 +1,90 @@
 //! Properties of compile and diff over random histories, and of the engine over failing maps.
 
+mod adoption;
+mod cost;
 mod engine;
 mod safety;
+mod slots;
 mod world;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use lb_userspace::plan::{
-    compile::{Compiled, Compiler},
-    diff::{diff, services_go_first},
-    tables::{Op, ServiceKey, Tables},
+use lb_common::backend::Backend;
+use lb_userspace::{
+    config::spec::{AdminState, OnAllDown},
+    controller::engine::{Engine, ReconcileError},
+    dataplane::memory::Memory,
+    plan::{
+        compile::Compiled,
+        diff::{diff, services_go_first},
+        records,
+        tables::{Op, ServiceKey, Tables, address},
+    },
 };
-use proptest::{collection::vec, prelude::*};
+use proptest::{collection::vec, prelude::*, strategy::ValueTree as _, test_runner::TestRunner};
 
-use safety::violations;
-use world::{Change, LIMITS, World, change, key};
+use safety::{Watched, violations};
+use slots::Watch;
+use world::{Change, LIMITS, World, change, key, tell_word, walk};
 
 const QUARANTINE: Duration = Duration::from_mins(1);
+const NONE: Vec<String> = Vec::new();
 
-/// A compiler with the tables that were applied last.
+/// An engine over maps in memory.
 struct Machine {
-    compiler: Compiler,
-    applied: Tables,
+    engine: Engine,
+    watched: Watched,
 }
 
 impl Machine {
     fn new() -> Self {
-        Self { compiler: Compiler::new(&LIMITS), applied: Tables::default() }
+        Self::limited(&World::new())
     }
 
-    /// Compiles and applies; `None` if the world does not fit. Hands out the tables before, and the operations.
+    /// With the limits of this world.
+    fn limited(world: &World) -> Self {
+        let watched = Watched::new(Memory::new(world.spec.limits));
+        let engine = Engine::new(Arc::new(world.spec.clone()), Box::new(watched.clone()));
+        Self { engine, watched }
+    }
+
+    /// Does what a change asks for; `None` if not all of the world fits: the rest of it is done. Hands out the tables
+    /// before, and the operations.
     fn follow(&mut self, world: &World) -> Option<(Compiled, Tables, Vec<Op>)> {
-        let compiled = world.compile(&mut self.compiler).ok()?;
-        let before = std::mem::replace(&mut self.applied, compiled.tables.clone());
-        let ops = diff(&before, &compiled.tables);
-        self.compiler.settle(&self.applied, world.now);
-        Some((compiled, before, ops))
+        world.tell(&mut self.engine);
+        self.reconcile(world.now)
+    }
+
+    fn reconcile(&mut self, now: Instant) -> Option<(Compiled, Tables, Vec<Op>)> {
+        let before = self.watched.memory.tables();
+        self.watched.take_done();
+        let fits = match self.engine.reconcile(now) {
+            Ok(_) => true,
+            Err(ReconcileError::Capacity(_)) => false,
+            Err(error) => panic!("{error}"),
+        };
+        fits.then(|| (self.engine.compiled().clone(), before, self.watched.take_done()))
+    }
+
+    /// Follows a history, and what it says besides the world's state.
+    fn change(&mut self, world: &mut World, change: &Change) -> Option<(Compiled, Tables, Vec<Op>)> {
+        world.change(change);
+        world.tell(&mut self.engine);
+        tell_word(&mut self.engine, change);
+        match change {
+            Change::Walk(number) => {
+                let walk = walk(&self.engine, *number, world.now);
+                self.engine.on_walk(walk);
+            }
+            Change::RefusedPin => self.watched.refuse_pin(),
+            _ => {}
+        }
+        self.reconcile(world.now)
     }
 }
 
@@ -89,8 +134,7 @@ proptest! {
     fn a_plan_is_safe_at_every_moment(changes in vec(change(), 1..30)) {
         let (mut world, mut machine) = (World::new(), Machine::new());
         for change in changes {
-            world.change(&change);
-            let Some((compiled, before, ops)) = machine.follow(&world) else { continue };
+            let Some((compiled, before, ops)) = machine.change(&mut world, &change) else { continue };
             let wanted = &compiled.tables;
             prop_assert_eq!(diff(wanted, wanted), vec![]);
             for ops in [ops.clone(), services_go_first(ops.clone())] {
@@ -113,30 +157,30 @@ proptest! {
             if let Change::Health(..) = change {
                 prop_assert!(ops.len() <= 3, "a verdict took {ops:?}");
             }
+            prop_assert_eq!(holes(&machine.engine), NONE);
         }
     }
 
-    /// A backend keeps its id while it stays; no two have the same; a freed one rests.
+    /// A backend keeps its id while it stays or leaves; no two have the same; a freed one rests.
     #[test]
     fn ids_are_stable_unique_and_rest(changes in vec(change(), 1..60)) {
         let (mut world, mut machine) = (World::new(), Machine::new());
-        let mut known: BTreeMap<(Arc<str>, Arc<str>), u16> = BTreeMap::new();
+        let mut known: BTreeMap<Server, u16> = BTreeMap::new();
         let mut freed: BTreeMap<u16, Instant> = BTreeMap::new();
         for change in changes {
-            world.change(&change);
-            let Some((compiled, ..)) = machine.follow(&world) else { continue };
-            let ids = ids(&world, &compiled);
-            let unique: BTreeSet<u16> = ids.values().copied().collect();
-            prop_assert_eq!(unique.len(), ids.len());
-            prop_assert!(!unique.contains(&0));
-            for (backend, id) in &ids {
-                if let Some(was) = known.get(backend) {
+            machine.change(&mut world, &change);
+            let tables = machine.engine.applied();
+            let ids = ids(tables);
+            prop_assert_eq!(ids.len(), tables.backends.len(), "two have the same owner");
+            prop_assert!(!tables.backends.contains_key(&0));
+            for (server, id) in &ids {
+                if let Some(was) = known.get(server) {
                     prop_assert_eq!(was, id);
                 } else if let Some(since) = freed.get(id) {
                     prop_assert!(world.now - *since >= QUARANTINE, "id {} rested too short", id);
                 }
             }
-            freed.extend(known.values().filter(|id| !unique.contains(id)).map(|id| (*id, world.now)));
+            freed.extend(known.values().filter(|id| !tables.backends.contains_key(id)).map(|id| (*id, world.now)));
             known = ids;
         }
     }
@@ -145,30 +189,99 @@ proptest! {
     #[test]
     fn the_choice_depends_on_the_pool_alone(changes in vec(change(), 1..40)) {
         let (mut world, mut machine) = (World::new(), Machine::new());
-        for change in &changes {
-            world.change(change);
-            machine.follow(&world);
+        // An operator's word is one balancer's.
+        for change in changes.iter().filter(|change| !matches!(change, Change::Admin(..))) {
+            machine.change(&mut world, change);
         }
         let Some((compiled, ..)) = machine.follow(&world) else { return Ok(()) };
         world.reverse();
-        let other = world.compile(&mut Compiler::new(&LIMITS)).expect("it fits where there is no past");
+        let (other, ..) = Machine::new().follow(&world).expect("it fits where there is no past");
         let checksums = |compiled: &Compiled| -> BTreeMap<Arc<str>, String> {
             compiled.services.iter().map(|s| (Arc::clone(&s.name), s.checksum().to_owned())).collect()
         };
         prop_assert_eq!(checksums(&compiled), checksums(&other));
     }
+
+    /// Slots change by their rules alone; and no total ever falls.
+    #[test]
+    fn slots_keep_the_rules(changes in vec(change(), 1..60)) {
+        let (mut world, mut machine) = (World::new(), Machine::new());
+        let (mut watch, mut sent) = (Watch::default(), 0);
+        for change in changes {
+            let before = machine.watched.memory.tables();
+            match change {
+                Change::Walk(number) => watch.walked(walk(&machine.engine, number, world.now)),
+                Change::RefusedPin => watch.refused(world.now),
+                _ => {}
+            }
+            machine.change(&mut world, &change);
+            prop_assert_eq!(watch.violations(&machine.engine, &before, world.now), NONE);
+            let total = total(&machine.engine);
+            prop_assert!(total >= sent, "{total} after {sent}: {change:?}");
+            sent = total;
+        }
+    }
 }
 
-fn ids(world: &World, compiled: &Compiled) -> BTreeMap<(Arc<str>, Arc<str>), u16> {
-    let services = world.spec.services.iter().zip(&compiled.services);
-    let backends =
-        services.flat_map(|(s, c)| s.backends.iter().zip(&c.backends).map(move |(b, c)| (s, b, c)));
-    backends
-        .map(|(service, backend, compiled)| {
-            let key = key(service, backend);
-            ((key.service, key.backend), compiled.id)
-        })
-        .collect()
+/// A backend, whatever it is called.
+type Server = (Arc<str>, IpAddr);
+
+fn ids(tables: &Tables) -> BTreeMap<Server, u16> {
+    let id = |(id, backend): (&u16, &Backend)| {
+        let service = records::service(tables.records.get(id)?)?;
+        Some(((service, address(backend)), *id))
+    };
+    tables.backends.iter().filter_map(id).collect()
+}
+
+/// Packets of all time.
+fn total(engine: &Engine) -> u64 {
+    let ids: Vec<u16> = engine.applied().backends.keys().copied().collect();
+    let stats = engine.dataplane().backend_stats(&ids).expect("memory can be read");
+    stats.iter().map(|s| s.packets).sum::<u64>() + engine.left_behind_packets()
+}
+
+/// Slots without a backend where there is one to take them, and the other way round.
+fn holes(engine: &Engine) -> Vec<String> {
+    let mut found = Vec::new();
+    for (service, compiled) in engine.spec().services.iter().zip(&engine.compiled().services) {
+        let nobody = compiled.ring().iter().filter(|slot| slot.current() == 0).count();
+        let has_eligible = compiled.backends.iter().any(|b| b.eligible);
+        let uses_all = service.on_all_down == OnAllDown::UseAll;
+        if has_eligible && nobody > 0 || !has_eligible && !uses_all && nobody < compiled.ring().len() {
+            found.push(format!("{}: {nobody} of {} slots are nobody's", service.name, compiled.ring().len()));
+        }
+    }
+    found
+}
+
+/// Every way that a slot can go is gone in some history: the rules above are no rules of what never happens.
+#[test]
+fn slots_go_every_way() {
+    let mut runner = TestRunner::deterministic();
+    let mut seen = BTreeMap::new();
+    for _ in 0..100 {
+        let (mut world, mut machine, mut watch) = (World::new(), Machine::new(), Watch::default());
+        for change in vec(change(), 30..60).new_tree(&mut runner).expect("no filter").current() {
+            let before = machine.watched.memory.tables();
+            machine.change(&mut world, &change);
+            watch.violations(&machine.engine, &before, world.now);
+        }
+        for (way, times) in watch.seen {
+            *seen.entry(way).or_insert(0) += times;
+        }
+    }
+    for way in [
+        ("settled", "settled"),
+        ("settled", "moving"),
+        ("moving", "moving"),
+        ("moving", "pinned"),
+        ("pinned", "pinned"),
+        ("pinned", "moving"),
+        ("pinned", "settled"),
+    ] {
+        assert!(seen.get(&way).is_some_and(|times| *times > 50), "{way:?} among {seen:?}");
+    }
 }
 
 /// A history in which everything happens once.
@@ -177,11 +290,25 @@ fn story() -> Vec<Change> {
         Change::Service(0),
         Change::Service(1),
         Change::Health(0, 1),
+        Change::Unwell(0, 2),
+        Change::Admin(1, 1, AdminState::Drain),
+        Change::Health(1, 1),
+        Change::Exchange(1),
         Change::Backend(0, 4),
         Change::RingSize(0, 2),
         Change::NextHop(0, None),
         Change::NextHop(0, Some((2, 3))),
         Change::Backend(0, 0),
+        Change::Seconds(50),
+        Change::Backend(0, 0),
+        Change::Unwell(0, 2),
+        Change::Backend(0, 0),
+        Change::Walk(0),
+        Change::Seconds(60),
+        Change::RefusedPin,
+        Change::Walk(1),
+        Change::Seconds(100),
+        Change::Walk(0),
         Change::Listen(1, 1),
         Change::Device(2),
         Change::Device(2),
@@ -195,8 +322,7 @@ fn story_in_order(reorder: impl Fn(Vec<Op>) -> Vec<Op>) -> Vec<(Change, Vec<Stri
     let (mut world, mut machine) = (World::new(), Machine::new());
     let mut found = Vec::new();
     for change in story() {
-        world.change(&change);
-        let (_, before, ops) = machine.follow(&world).expect("the story fits");
+        let (_, before, ops) = machine.change(&mut world, &change).expect("the story fits");
         found.push((change, prefix_violations(&before, &reorder(ops))));
     }
     found
@@ -232,7 +358,7 @@ fn control_other_orders_are_unsafe() {
         ops.sort_by_key(|op| !is_removal(op));
         ops
     });
-    assert!(is_bad(&break_first, |c| matches!(c, Change::Backend(..))), "a backend removed before its slots");
+    assert!(is_bad(&break_first, |c| matches!(c, Change::Seconds(_))), "a backend removed before its slots");
     assert!(is_bad(&break_first, |c| matches!(c, Change::RingSize(..))), "a ring removed before its service");
 
     let without_backends = |mut ops: Vec<Op>| {
@@ -274,5 +400,19 @@ fn control_bad_tables_are_seen() {
         bad(|t| t.backends.values_mut().for_each(|b| b.flags &= !lb_common::backend::BACKEND_ROUTED)).len(),
         3
     );
+    assert_eq!(bad(|t| drop(t.records.remove(&1))).len(), 1);
+    let moving = |t: &mut Tables| {
+        let base = t.rings[&0].to_vec();
+        t.rings.insert(0, base.iter().map(|s| lb_common::slot::Slot::moving(s.current(), 9)).collect());
+    };
+    assert_eq!(bad(moving).len(), 1, "previous is not there");
+    let dead = |t: &mut Tables| {
+        let usable = lb_common::backend::BACKEND_USABLE;
+        t.backends.insert(9, Backend { flags: t.backends[&1].flags & !usable, ..t.backends[&1] });
+        t.records.insert(9, t.records[&1].clone());
+        let base = t.rings[&0].to_vec();
+        t.rings.insert(0, base.iter().map(|s| lb_common::slot::Slot::moving(s.current(), 9)).collect());
+    };
+    assert_eq!(bad(dead).len(), 1, "previous is dead");
     assert_eq!(bad(|t| t.devices.clear()).len(), 3);
 }

@@ -8,22 +8,32 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_common::{
+    flow::{FlowKey, Pin, SWEEP_DELETED, widened},
+    slot::Slot,
+};
 use lb_userspace::{
     config::{
         parse,
         spec::{
-            AdminState, BackendSpec, Forward, HashMode, Limits, OnAllDown, Ports, Protocol, ServiceSpec, Spec,
+            AdminState, BackendSpec, DrainEnd, Forward, HashMode, IdleTimeout, Limits, OnAllDown, OnDown,
+            Ports, Protocol, ServiceSpec, Spec, Tracking,
         },
     },
-    health::{BackendRef, Health},
+    controller::{engine::Engine, known::Verdict},
+    flows::{SweepResult, Walk},
+    health::{BackendRef, Health, Reason},
     net::{NextHop, NextHopState, Unreachable},
-    plan::compile::{CapacityError, Compiled, Compiler, Knowledge, Route},
 };
 use proptest::prelude::*;
 
 /// Small, so that ids, room for rings and keys run short now and then.
 pub const LIMITS: Limits = Limits { services: 14, backends: 18, slots: 900, flows: 1024 };
 const RING_SIZES: [u32; 3] = [31, 101, 211];
+/// Short, so that random histories see their ends.
+pub const DRAIN_TIMEOUT: Duration = Duration::from_secs(100);
+/// Of TCP pins.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// One event.
 #[derive(Debug, Clone)]
@@ -35,6 +45,16 @@ pub enum Change {
     Weight(u8, u8, u32),
     State(u8, u8, AdminState),
     Health(u8, u8),
+    /// Down on layer 7 only, or up again.
+    Unwell(u8, u8),
+    /// An operator's word.
+    Admin(u8, u8, AdminState),
+    /// The first two backends exchange their names.
+    Exchange(u8),
+    /// The sweeper finds pins in some slots, another set for each number.
+    Walk(u32),
+    /// A new pin is refused.
+    RefusedPin,
     /// The next hop of a server of all services: the last byte of its MAC and its device, or none.
     NextHop(u8, Option<(u8, u32)>),
     /// The interface comes or goes.
@@ -43,6 +63,7 @@ pub enum Change {
     Listen(u8, u8),
     /// What else a service can change.
     Flavour(u8, bool, bool, bool),
+    Tracking(u8, Tracking, DrainEnd, OnDown),
     Seed(u32),
     /// The lists of the file in reverse order.
     Order,
@@ -53,13 +74,24 @@ pub enum Change {
 pub fn change() -> impl Strategy<Value = Change> {
     let (s, b) = (0..3u8, 0..6u8);
     let state = prop_oneof![Just(AdminState::Active), Just(AdminState::Drain), Just(AdminState::Disabled)];
+    let word = state.clone();
     let hop = proptest::option::weighted(0.7, (0..3u8, 2..4u32));
+    let tracking =
+        prop_oneof![3 => Just(Tracking::Auto), 1 => Just(Tracking::Always), 1 => Just(Tracking::Never)];
+    let end = prop_oneof![Just(DrainEnd::Reset), Just(DrainEnd::Keep)];
+    let on_down = prop_oneof![2 => Just(OnDown::Auto), 1 => Just(OnDown::Keep), 1 => Just(OnDown::Reset)];
     prop_oneof![
         3 => s.clone().prop_map(Change::Service),
         4 => (s.clone(), b.clone()).prop_map(|(s, b)| Change::Backend(s, b)),
         1 => (s.clone(), b.clone(), 1..300u32).prop_map(|(s, b, w)| Change::Weight(s, b, w)),
         2 => (s.clone(), b.clone(), state).prop_map(|(s, b, state)| Change::State(s, b, state)),
         5 => (s.clone(), b.clone()).prop_map(|(s, b)| Change::Health(s, b)),
+        2 => (s.clone(), b.clone()).prop_map(|(s, b)| Change::Unwell(s, b)),
+        2 => (s.clone(), b.clone(), word).prop_map(|(s, b, state)| Change::Admin(s, b, state)),
+        1 => s.clone().prop_map(Change::Exchange),
+        4 => (0..9u32).prop_map(Change::Walk),
+        1 => Just(Change::RefusedPin),
+        1 => (s.clone(), tracking, end, on_down).prop_map(|(s, t, e, d)| Change::Tracking(s, t, e, d)),
         2 => (b.clone(), hop).prop_map(|(b, hop)| Change::NextHop(b, hop)),
         1 => (2..4u32).prop_map(Change::Device),
         2 => (s.clone(), 0..RING_SIZES.len()).prop_map(|(s, size)| Change::RingSize(s, size)),
@@ -75,7 +107,8 @@ pub fn change() -> impl Strategy<Value = Change> {
 #[derive(Debug, Clone)]
 pub struct World {
     pub spec: Spec,
-    pub down: BTreeSet<BackendRef>,
+    /// Servers that are not up: service, address.
+    pub verdicts: BTreeMap<(Arc<str>, IpAddr), Verdict>,
     pub hops: BTreeMap<IpAddr, (u8, u32)>,
     pub devices: BTreeSet<u32>,
     pub now: Instant,
@@ -84,7 +117,9 @@ pub struct World {
 static TEMPLATE: LazyLock<Spec> = LazyLock::new(|| {
     let text = "interfaces: [eth0]\nservices:\n- name: s0\n  listen: ['192.0.2.10:80/tcp']\n  forward: l2\n  \
                 ring_size: 101\n  backends: [{name: b0, address: 10.0.0.10}]\n";
-    let spec = parse(text, Path::new("template.yaml")).expect("valid").spec;
+    let mut spec = parse(text, Path::new("template.yaml")).expect("valid").spec;
+    spec.services[0].drain_timeout = DRAIN_TIMEOUT;
+    spec.services[0].idle_timeout = IdleTimeout { tcp: IDLE_TIMEOUT, ..IdleTimeout::default() };
     Spec { limits: LIMITS, ..spec }
 });
 
@@ -93,7 +128,7 @@ impl World {
     pub fn new() -> Self {
         Self {
             spec: Spec { services: Vec::new(), ..TEMPLATE.clone() },
-            down: BTreeSet::new(),
+            verdicts: BTreeMap::new(),
             hops: (0..6).map(|b| (address(b), (1, 2 + u32::from(b % 2)))).collect(),
             devices: BTreeSet::from([2, 3]),
             now: Instant::now(),
@@ -107,15 +142,15 @@ impl World {
             Change::Backend(s, b) => self.with_service(s, |service| toggle_backend(service, b)),
             Change::Weight(s, b, weight) => self.with_backend(s, b, |backend| backend.weight = weight),
             Change::State(s, b, state) => self.with_backend(s, b, |backend| backend.state = state),
-            Change::Health(s, b) => {
-                let key = BackendRef {
-                    service: format!("s{s}").as_str().into(),
-                    backend: format!("b{b}").as_str().into(),
-                };
-                if !self.down.remove(&key) {
-                    self.down.insert(key);
+            Change::Health(s, b) => self.toggle_health(s, b, Reason::L4Timeout),
+            Change::Unwell(s, b) => self.toggle_health(s, b, Reason::L7Status(503)),
+            Change::Exchange(s) => self.with_service(s, |service| {
+                if let [first, second, ..] = &mut *service.backends {
+                    std::mem::swap(&mut first.name, &mut second.name);
                 }
-            }
+            }),
+            // These are told to the engine.
+            Change::Admin(..) | Change::Walk(_) | Change::RefusedPin => {}
             Change::NextHop(b, Some(hop)) => drop(self.hops.insert(address(b), hop)),
             Change::NextHop(b, None) => drop(self.hops.remove(&address(b))),
             Change::Device(ifindex) => {
@@ -130,6 +165,9 @@ impl World {
                 service.hash = if client { HashMode::Client } else { HashMode::Flow };
                 service.forward = if ipip { Forward::Ipip } else { Forward::L2 };
             }),
+            Change::Tracking(s, tracking, drain_end, on_down) => self.with_service(s, |service| {
+                (service.tracking, service.drain_end, service.on_down) = (tracking, drain_end, on_down);
+            }),
             Change::Seed(seed) => self.spec.hash_seed = seed,
             Change::Order => self.reverse(),
             Change::Seconds(seconds) => self.now += Duration::from_secs(seconds),
@@ -141,6 +179,13 @@ impl World {
         self.spec.services.reverse();
         for service in &mut self.spec.services {
             service.backends.reverse();
+        }
+    }
+
+    fn toggle_health(&mut self, s: u8, b: u8, cause: Reason) {
+        let server = (format!("s{s}").as_str().into(), address(b));
+        if self.verdicts.remove(&server).is_none() {
+            self.verdicts.insert(server, Verdict { health: Health::Down, cause });
         }
     }
 
@@ -173,31 +218,17 @@ impl World {
         });
     }
 
-    /// What is known of a backend.
-    pub fn knowledge(&self, service: &ServiceSpec, backend: &BackendSpec) -> Knowledge {
-        let route = self.hops.get(&backend.address).filter(|(_, ifindex)| self.devices.contains(ifindex));
-        Knowledge {
-            admin: backend.state,
-            is_up: !self.down.contains(&key(service, backend)),
-            route: route.map(|(mac, ifindex)| Route {
-                ifindex: *ifindex,
-                next_hop: [2, 0, 0, 0, 0, *mac],
-                own: [2, 0, 0, 0, 1, *ifindex as u8],
-                outer_source: source(backend.address),
-            }),
+    /// Tells an engine all that there is to know.
+    pub fn tell(&self, engine: &mut Engine) {
+        engine.set_spec(Arc::new(self.spec.clone()), self.now);
+        let probed: Vec<_> =
+            engine.known().probed().into_iter().map(|(s, key, a)| (Arc::clone(&s.name), key, a)).collect();
+        for (service, key, address) in probed {
+            let up = Verdict { health: Health::Up, cause: Reason::L4Ok };
+            engine.set_verdict(key, self.verdicts.get(&(service, address)).copied().unwrap_or(up));
         }
-    }
-
-    /// The tables for it.
-    pub fn compile(&self, compiler: &mut Compiler) -> Result<Compiled, CapacityError> {
-        compiler.compile(&self.spec, &self.devices, &|s, b| self.knowledge(s, b), self.now)
-    }
-
-    /// Health as the engine is told.
-    pub fn health(&self) -> Vec<(BackendRef, Health)> {
-        let backends = self.spec.services.iter().flat_map(|s| s.backends.iter().map(move |b| key(s, b)));
-        let health = |key: &BackendRef| if self.down.contains(key) { Health::Down } else { Health::Up };
-        backends.map(|key| (key.clone(), health(&key))).collect()
+        engine.set_next_hops(self.next_hops());
+        engine.set_devices(self.devices.iter().map(|index| (*index, format!("eth{index}"))).collect());
     }
 
     /// Next hops as the engine is told.
@@ -216,6 +247,47 @@ impl World {
         };
         (0..6).map(|b| (address(b), state(b))).collect()
     }
+}
+
+/// Tells an engine the operator's word, if the change is one and the backend is there.
+pub fn tell_word(engine: &mut Engine, change: &Change) {
+    let Change::Admin(s, b, state) = change else { return };
+    let spec = Arc::clone(engine.spec());
+    let service = spec.services.iter().find(|service| *service.name == *format!("s{s}"));
+    let backend =
+        service.and_then(|s| Some((s, s.backends.iter().find(|backend| backend.address == address(*b))?)));
+    if let Some((service, backend)) = backend {
+        engine.set_admin(key(service, backend), *state);
+    }
+}
+
+/// A walk over a flow table in which about every second slot has a TCP pin to some backend that is not dead.
+pub fn walk(engine: &Engine, number: u32, now: Instant) -> SweepResult {
+    const NOW_NS: u64 = 1 << 50;
+    let view = engine.sweep_view();
+    let rings = engine.compiled().services.iter().map(|s| (s.ring_base, Arc::clone(s.ring())));
+    let rings: Vec<(u32, Arc<[Slot]>)> = rings.collect();
+    let backends: Vec<u16> = engine.applied().backends.keys().copied().collect();
+    let mut walk = Walk::new(view, now);
+    for (base, ring) in &rings {
+        for (slot, word) in (*base..).zip(ring.iter()) {
+            let random = slot.wrapping_mul(0x9e37_79b9).wrapping_add(number.wrapping_mul(0x85eb_ca6b)) >> 16;
+            if backends.is_empty() || number.is_multiple_of(3) || random.is_multiple_of(2) {
+                continue;
+            }
+            let backend = backends[(random / 2) as usize % backends.len()];
+            let pin = Pin { last_seen_ns: NOW_NS, slot, backend, closing: 0 };
+            let key = FlowKey::new(widened(slot.to_be_bytes()), [0; 16], [0; 4], Protocol::Tcp.number());
+            walk.look(&key, &pin, |_| *word, NOW_NS);
+            if walk.is_full() {
+                let done = vec![SWEEP_DELETED; walk.candidates().len()];
+                walk.done(done, Duration::ZERO);
+            }
+        }
+    }
+    let done = vec![SWEEP_DELETED; walk.candidates().len()];
+    walk.done(done, Duration::ZERO);
+    walk.finish(now)
 }
 
 /// Names a backend.
@@ -240,7 +312,10 @@ fn source(of: IpAddr) -> IpAddr {
 fn toggle_backend(service: &mut ServiceSpec, b: u8) {
     let address = address(b);
     if !service.backends.iter().any(|backend| backend.address == address) {
-        let name = format!("b{b}").as_str().into();
+        // Another may have the name of this server: names are exchanged.
+        let taken = |name: &str| service.backends.iter().any(|backend| *backend.name == *name);
+        let name = (0..).map(|n| format!("b{b}{}", "x".repeat(n))).find(|name| !taken(name));
+        let name = name.expect("some name is free").as_str().into();
         service.backends.push(BackendSpec { name, address, ..TEMPLATE.services[0].backends[0].clone() });
     } else if service.backends.len() > 1 {
         service.backends.retain(|backend| backend.address != address);

@@ -15,7 +15,7 @@ use lb_common::abi::{self, maps};
 use super::{
     error::{LoadError, PinError, errno, load_error},
     pins::PinDir,
-    shape::{Mismatch, Shape, compare, sizes},
+    shape::{Mismatch, Shape, Size, compare, sizes},
 };
 use crate::config::spec::Limits;
 
@@ -25,7 +25,7 @@ fn wanted(object: &[u8], limits: &Limits) -> Result<BTreeMap<&'static str, Shape
     let sizes = sizes(limits);
     let shape = |name: &'static str| {
         let map = object.maps.get(name).expect("the embedded object has the map: lb-ebpf defines it");
-        let entries = sizes.iter().find(|s| s.map == name).map_or(map.max_entries(), |s| s.entries());
+        let entries = sizes.iter().find(|s| s.map == name).map_or(map.max_entries(), Size::entries);
         let shape = Shape {
             kind: map.map_type(),
             key_size: map.key_size(),

@@ -1,29 +1,27 @@
-//! BPF links on interfaces, and pins, by bpf(2) itself: aya has no call for a link's interface, hides its links' file
-//! descriptors, and falls back to attachments that cannot be pinned.
+//! BPF links on interfaces, by bpf(2) itself: aya has no call for a link's interface, hides its links' file descriptors,
+//! and falls back to attachments that cannot be pinned.
 
 use std::{
-    ffi::CString,
     io, mem,
-    os::{
-        fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd},
-        unix::ffi::OsStrExt as _,
-    },
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
 };
 
 use aya_obj::generated::{
-    XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE, bpf_attach_type, bpf_attr, bpf_cmd, bpf_link_info, bpf_link_type,
+    XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE, bpf_attach_type, bpf_cmd, bpf_link_info, bpf_link_type,
 };
+
+use super::sys::{bpf, bpf_fd, empty, open, raw};
 
 /// An XDP program's attachment to an interface. It ends with the last reference to it: file descriptor or pin.
 #[derive(Debug)]
-pub(super) struct Link {
+pub struct Link {
     fd: OwnedFd,
 }
 
 /// What the kernel says about a link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct LinkState {
+pub struct LinkState {
     /// The link's own id.
     pub id: u32,
     /// The program that runs through it.
@@ -45,10 +43,7 @@ impl Link {
 
     /// Opens a pinned one.
     pub fn open(pin: &Path) -> io::Result<Self> {
-        let path = c_path(pin)?;
-        let mut attr = empty();
-        attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
-        bpf_fd(bpf_cmd::BPF_OBJ_GET, &mut attr).map(|fd| Self { fd })
+        open(pin).map(|fd| Self { fd })
     }
 
     /// Puts another program in the place of the present one. No packet sees neither.
@@ -88,39 +83,4 @@ impl AsFd for Link {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
-}
-
-/// Pins a program, map or link where nothing is yet.
-pub(super) fn pin(object: BorrowedFd<'_>, at: &Path) -> io::Result<()> {
-    let path = c_path(at)?;
-    let mut attr = empty();
-    attr.__bindgen_anon_4.pathname = path.as_ptr() as u64;
-    attr.__bindgen_anon_4.bpf_fd = raw(object);
-    bpf(bpf_cmd::BPF_OBJ_PIN, &mut attr).map(drop)
-}
-
-fn empty() -> bpf_attr {
-    // SAFETY: plain numbers, for which zero is valid; the kernel wants zeros in what a command does not use.
-    unsafe { mem::zeroed() }
-}
-
-fn raw(fd: BorrowedFd<'_>) -> u32 {
-    fd.as_raw_fd().cast_unsigned()
-}
-
-fn c_path(path: &Path) -> io::Result<CString> {
-    Ok(CString::new(path.as_os_str().as_bytes())?)
-}
-
-fn bpf(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<i64> {
-    // SAFETY: the attributes are of the size given, and what they point to (a path, a buffer of the size given beside
-    // it) outlives the call: the callers above hold it.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut *attr, size_of::<bpf_attr>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
-}
-
-fn bpf_fd(command: bpf_cmd, attr: &mut bpf_attr) -> io::Result<OwnedFd> {
-    let fd = bpf(command, attr)?;
-    // SAFETY: the callers' commands return a new file descriptor, which is nobody else's.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

@@ -15,7 +15,10 @@ use lb_common::{
 };
 use std::{collections::BTreeSet, error::Error, os::fd::AsFd as _, sync::atomic::Ordering};
 
-use super::error::{LoadError, chain, errno, load_error};
+use super::{
+    error::{LoadError, chain, errno, load_error},
+    sys,
+};
 use crate::{
     dataplane::{ApplyError, Dataplane, mmap::SlotMemory},
     plan::tables::{Op, Ring, ServiceKey, Tables},
@@ -61,12 +64,15 @@ impl BpfMaps {
 
     /// Notes which backends the maps hold already: their counters go on.
     pub(super) fn note_present(&mut self) -> Result<(), MapError> {
-        for (id, backend) in (0u16..).zip(self.backends.iter()) {
-            if backend?.flags & BACKEND_PRESENT != 0 {
-                self.present.insert(id);
-            }
-        }
+        self.present = self.read_backends()?.into_iter().map(|(id, _)| id).collect();
         Ok(())
+    }
+
+    fn read_backends(&self) -> Result<Vec<(u16, Backend)>, MapError> {
+        // Not entry by entry: 16,384 system calls take 11 ms.
+        let all = sys::read_array(&self.backends, Backend::NONE)?;
+        let present = |(_, backend): &(u16, Backend)| backend.flags & BACKEND_PRESENT != 0;
+        Ok((0u16..).zip(all).filter(present).collect())
     }
 
     fn try_apply(&mut self, op: &Op) -> Result<(), String> {
@@ -131,20 +137,17 @@ impl BpfMaps {
         for key in self.devices.keys() {
             tables.devices.insert(key?);
         }
-        for (id, backend) in (0u16..).zip(self.backends.iter()) {
-            let backend = backend?;
-            if backend.flags & BACKEND_PRESENT != 0 {
-                tables.backends.insert(id, backend);
-            }
-        }
-        for (id, record) in (0u16..).zip(self.records.iter()) {
-            let record = record?;
-            if record != Record::NONE {
-                tables.records.insert(id, Box::new(record));
-            }
-        }
+        tables.backends = self.read_backends()?.into_iter().collect();
+        let records = sys::read_array(&self.records, Record::NONE).map_err(MapError::IoError)?;
+        let records = (0u16..).zip(records).filter(|(_, record)| *record != Record::NONE);
+        tables.records = records.map(|(id, record)| (id, Box::new(record))).collect();
+        let words = self.slots.words();
         for (base, ring) in &expected.rings {
-            tables.rings.insert(*base, self.read_ring(*base, ring.len() as u32));
+            let span = *base as usize..*base as usize + ring.len();
+            let slots = || words[span.clone()].iter().map(|w| Slot::from_word(w.load(Ordering::Relaxed)));
+            // Nothing is copied while nothing differs, and whoever compares then sees that it is the same ring.
+            let same = slots().eq(ring.iter().copied());
+            tables.rings.insert(*base, if same { Ring::clone(ring) } else { slots().collect() });
         }
         for entry in &self.services4 {
             let (key, service) = entry?;

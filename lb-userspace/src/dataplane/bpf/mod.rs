@@ -1,9 +1,9 @@
 //! The kernel: the one module of the controller that knows aya.
 //!
-//! `program.rs` loads and attaches, `maps.rs` writes and reads, `sweep.rs` walks the flow table with what `syscall.rs`
-//! has, `decap.rs` is the servers' side, `error.rs` puts the kernel's refusals into words. What outlives the controller:
-//! `pins.rs` the pin directory, `names.rs` what is called how in it, `adopt.rs` maps of an earlier controller, `shape.rs`
-//! whether they can be used, `link.rs` links by bpf(2), `drift.rs` what others changed, `holder.rs` who has a lock.
+//! `program.rs` loads and attaches, `maps.rs` writes and reads, `sweep.rs` walks the flow table, `decap.rs` is the servers'
+//! side, `error.rs` puts the kernel's refusals into words, `sys.rs` is bpf(2) where aya has no call. What outlives the
+//! controller: `pins.rs` the pin directory, `names.rs` what is called how in it, `adopt.rs` maps of an earlier controller,
+//! `shape.rs` whether they can be used, `link.rs` links, `drift.rs` what others changed, `holder.rs` who has a lock.
 
 mod adopt;
 mod decap;
@@ -17,11 +17,13 @@ mod pins;
 mod program;
 mod shape;
 mod sweep;
-mod syscall;
+mod sys;
+mod walk;
 
 pub use decap::Decap;
 pub use drift::Drift;
 pub use error::{AttachError, LoadError, PinError};
+pub use link::{Link, LinkState};
 pub use maps::BpfMaps;
 pub use pins::{Detached, PinDir, detach, on_bpf_fs};
 pub use program::{Attached, BpfProgram, Opened, PacketRun, load, open};

@@ -26,6 +26,11 @@ pub(super) fn temporary(pin: &str) -> String {
     format!("new-{pin}")
 }
 
+/// The pin that this temporary name is for.
+pub(super) fn made_for(temporary: &str) -> Option<&str> {
+    temporary.strip_prefix("new-")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,6 +44,8 @@ mod tests {
             assert!(!pin.contains('.'), "{pin}");
             assert_eq!(interface(&pin).as_deref(), Some(name));
             assert_eq!(interface(&temporary(&pin)), None);
+            assert_eq!(made_for(&temporary(&pin)), Some(&*pin));
+            assert_eq!(made_for(&pin), None);
         }
         assert_eq!(interface("prog"), None);
         assert_eq!(interface("link-"), None);

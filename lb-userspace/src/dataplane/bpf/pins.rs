@@ -26,12 +26,7 @@ use rustix::{
     mount::{MountFlags, mount},
 };
 
-use super::{
-    error::PinError,
-    holder,
-    link::{self, Link},
-    names,
-};
+use super::{error::PinError, holder, link::Link, names, sys};
 
 /// Where a BPF file system is usually mounted.
 const MOUNT_POINT: &str = "/sys/fs/bpf";
@@ -106,6 +101,24 @@ impl PinDir {
         make_dir(&self.maps())
     }
 
+    /// Ends what a process that was killed in [`Self::put`] had begun.
+    pub(super) fn finish(&self) -> Result<(), PinError> {
+        for dir in [self.version(), self.maps()] {
+            for name in names_in(&dir)? {
+                let Some(pin) = names::made_for(&name) else { continue };
+                let (temporary, at) = (dir.join(&name), dir.join(pin));
+                // A link that has no other pin holds the interface: it is the one to go on with.
+                if exists(&at)? {
+                    remove_file(&temporary)?;
+                } else {
+                    fs::rename(&temporary, &at)
+                        .map_err(|e| PinError::io(format!("rename {}", temporary.display()), e))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Interfaces that have a pinned link, with the link. One that is no link is removed.
     pub(super) fn links(&self) -> Result<Vec<(String, Link)>, PinError> {
         let mut links = Vec::new();
@@ -127,7 +140,7 @@ impl PinDir {
         let temporary = at.with_file_name(names::temporary(&name));
         // Left over from a process that was killed right here.
         remove_file(&temporary)?;
-        link::pin(object, &temporary)
+        sys::pin(object, &temporary)
             .and_then(|()| fs::rename(&temporary, at))
             .map_err(|e| PinError::io(format!("pin {}", at.display()), e))
     }
@@ -163,6 +176,15 @@ impl PinDir {
     }
 }
 
+impl Drop for PinDir {
+    /// Whoever made it and then could not use it leaves no trace. It goes with the last pin only.
+    fn drop(&mut self) {
+        if self.is_held() {
+            let _ = remove_if_empty(&self.path);
+        }
+    }
+}
+
 /// Takes the data path of every layout off the interfaces and removes the pins. Refuses while a controller works here.
 pub fn detach(path: &Path) -> Result<Detached, PinError> {
     let mut all = Detached::default();
@@ -184,6 +206,8 @@ pub fn on_bpf_fs(path: &Path) -> Result<bool, PinError> {
         match statfs(ancestor) {
             Ok(found) => return Ok(found.f_type as u64 == BPF_FS_MAGIC),
             Err(Errno::NOENT | Errno::NOTDIR) => {}
+            // A BPF file system refuses to look such a name up.
+            Err(Errno::PERM) if has_dot(ancestor) => return Err(PinError::Dot(ancestor.to_owned())),
             Err(e) => return Err(PinError::io(format!("look at {}", ancestor.display()), e.into())),
         }
     }
@@ -266,14 +290,15 @@ fn make_dir(path: &Path) -> Result<(), PinError> {
             make_dir(path.parent().ok_or_else(|| PinError::io(format!("create {}", path.display()), e))?)?;
             make_dir(path)
         }
-        Err(e)
-            if e.raw_os_error() == Some(libc::EPERM)
-                && path.file_name().is_some_and(|n| n.to_string_lossy().contains('.')) =>
-        {
+        Err(e) if e.raw_os_error() == Some(libc::EPERM) && has_dot(path) => {
             Err(PinError::Dot(path.to_owned()))
         }
         made => made.map_err(|e| PinError::io(format!("create {}", path.display()), e)),
     }
+}
+
+fn has_dot(path: &Path) -> bool {
+    path.file_name().is_some_and(|name| name.to_string_lossy().contains('.'))
 }
 
 /// Removes a layout's pins, links first; answers the interfaces that had one.

@@ -6,7 +6,7 @@ use aya::{
 };
 use lb_common::abi::{self, maps};
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     os::fd::{AsFd as _, BorrowedFd},
 };
@@ -89,6 +89,7 @@ pub fn load(limits: &Limits) -> Result<(BpfMaps, BpfProgram), LoadError> {
 pub fn open(limits: &Limits, pins: PinDir) -> Result<Opened, LoadError> {
     raise_memlock();
     let object = objects::balancer()?;
+    pins.finish()?;
     let adopted = adopt::adopt(object, limits, &pins)?;
     match open_pinned(object, limits, &pins, adopted) {
         Ok((maps, mut program)) => {
@@ -96,8 +97,8 @@ pub fn open(limits: &Limits, pins: PinDir) -> Result<Opened, LoadError> {
             Ok(Opened { maps, program, adopted })
         }
         Err(error) => {
-            if !adopted {
-                pins.remove()?;
+            if !adopted && let Err(also) = pins.remove() {
+                tracing::warn!("{}", chain(&also));
             }
             Err(error)
         }
@@ -219,6 +220,11 @@ impl BpfProgram {
     /// The interfaces whose links are held, also those of an earlier controller that were not taken over.
     pub fn held(&self) -> Vec<String> {
         self.links.keys().cloned().collect()
+    }
+
+    /// The programs that run through the links held: this one, and those of an earlier controller.
+    pub fn running(&self) -> BTreeSet<u32> {
+        self.links.values().filter_map(|held| Some(held.link.state().ok()?.program)).collect()
     }
 
     /// Takes the program off all interfaces and removes the pins.

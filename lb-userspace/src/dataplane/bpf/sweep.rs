@@ -23,7 +23,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use super::{
     error::{LoadError, chain, load_error},
     maps::map,
-    syscall::{BatchReader, run},
+    walk::{BatchReader, run},
 };
 use crate::{
     dataplane::mmap::{SlotMemory, SweepMemory},

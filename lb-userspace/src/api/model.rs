@@ -101,7 +101,7 @@ pub struct ServiceStatus {
     pub connections: u64,
     /// Slots with a previous backend that still keeps its connections.
     pub moving_slots: u32,
-    /// At most 2 s old.
+    /// As old as [`FlowStatus::swept_s`] says.
     pub pins: u64,
     /// In the file's order.
     pub backends: Vec<BackendStatus>,
@@ -145,7 +145,7 @@ pub struct BackendStatus {
     pub bytes: u64,
     /// Likewise, new ones.
     pub connections: u64,
-    /// To it; at most 2 s old.
+    /// To it; as old as [`FlowStatus::swept_s`] says.
     pub pins: u64,
     /// Of new connections: what weight and eligibility ask for.
     pub wanted_share: f64,

@@ -88,7 +88,8 @@ impl Engine {
     /// Goes on from what another run of the controller left in the maps: ids, rings, verdicts, operators' words and
     /// drains.
     pub fn adopt(spec: Arc<Spec>, dataplane: Box<dyn Dataplane>, now: Instant) -> Result<Self, ApplyError> {
-        let mut engine = Self::new(Arc::clone(&spec), dataplane);
+        let mut engine = Self::new(spec, dataplane);
+        let spec = Arc::clone(engine.spec());
         let tables = engine.dataplane.adopt()?;
         engine.compiler.adopt(&tables, &spec, now);
         let mut adopted = Vec::new();

@@ -120,7 +120,8 @@ impl Known {
     /// whatever name; a server that took over another's name is another one. Who is no longer named leaves, and who
     /// is named again is back.
     pub fn set_spec(&mut self, spec: Arc<Spec>, now: Instant) {
-        let old = std::mem::replace(&mut self.spec, Arc::clone(&spec));
+        let old = std::mem::replace(&mut self.spec, spec);
+        let spec = Arc::clone(&self.spec);
         let before = Self { spec: old, ..std::mem::replace(self, Self::new(Arc::clone(&spec))) };
         (self.next_hops, self.devices) = (before.next_hops.clone(), before.devices.clone());
         self.adopted_routes.clone_from(&before.adopted_routes);
@@ -303,10 +304,10 @@ impl Known {
         for service in &spec.services {
             for backend in &service.backends {
                 let key = backend_ref(service, backend);
-                if self.admin(service, backend) != AdminState::Drain {
+                if self.admin(service, backend) == AdminState::Drain {
+                    self.drains.entry(key).or_insert(now);
+                } else {
                     self.drains.remove(&key);
-                } else if !self.drains.contains_key(&key) {
-                    self.drains.insert(key, now);
                 }
             }
         }

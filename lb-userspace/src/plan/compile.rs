@@ -51,6 +51,7 @@ pub struct Route {
 
 /// What is known of a backend besides its spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an answer of its own")]
 pub struct Knowledge {
     /// May take new connections, if there is a way to it.
     pub takes_new: bool,
@@ -291,7 +292,7 @@ impl Compiler {
             },
         };
         let short = self.rings.no_room(service.ring_size);
-        match self.rings.place(wish, input.now) {
+        match self.rings.place(&wish, input.now) {
             Ok(placed) => {
                 if placed.size != service.ring_size {
                     compiled.short.get_or_insert(short.into());

@@ -176,7 +176,7 @@ mod tests {
             ] {
                 let hour = Duration::from_hours(1);
                 for drain_since in
-                    [None, Some(clock.instant), Some(clock.instant - hour), Some(clock.instant + hour)]
+                    [None, Some(clock.instant), clock.instant.checked_sub(hour), Some(clock.instant + hour)]
                 {
                     let note = Note { health, cause, word, drain_since, leaving: drain_since.is_some() };
                     let service = &spec.services[0];

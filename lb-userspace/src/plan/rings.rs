@@ -221,7 +221,7 @@ impl Rings {
 
     /// The service's ring as it is wished for, where it stands; made anew only in what differs. Without room for one of
     /// that size it stays as large as it is, if it is there: [`Placed::size`] says.
-    pub fn place(&mut self, wish: Wish<'_>, now: Instant) -> Result<&Placed, NoRoom> {
+    pub fn place(&mut self, wish: &Wish<'_>, now: Instant) -> Result<&Placed, NoRoom> {
         let old = self.placed.get(wish.name);
         if old.is_none_or(|placed| placed.size != wish.size) {
             match self.space.take(wish.size) {
@@ -247,7 +247,7 @@ impl Rings {
         {
             return Ok(placed);
         }
-        placed.advance(&wish, now);
+        placed.advance(wish, now);
         Ok(placed)
     }
 

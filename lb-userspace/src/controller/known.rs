@@ -69,8 +69,10 @@ pub struct Known {
     /// By service.
     leaving: BTreeMap<Arc<str>, Vec<Leaving>>,
     next_hops: BTreeMap<IpAddr, NextHopState>,
-    /// The last ways known, also of another run of the controller: they hold until the network has been asked.
+    /// The last ways known, also to another run of the controller.
     last_routes: BTreeMap<IpAddr, Route>,
+    /// Of which of them the network has said nothing to this run: they hold until it does.
+    unanswered: BTreeSet<IpAddr>,
     /// What is in force of those whose last verdict, or the loss of their next hop, is not believed.
     held: BTreeMap<BackendRef, Verdict>,
     /// Interfaces that the program is attached to: index and name.
@@ -111,6 +113,7 @@ impl Known {
             leaving: BTreeMap::new(),
             next_hops: BTreeMap::new(),
             last_routes: BTreeMap::new(),
+            unanswered: BTreeSet::new(),
             held: BTreeMap::new(),
             devices: BTreeMap::new(),
         }
@@ -129,6 +132,7 @@ impl Known {
         let spec = Arc::clone(&self.spec);
         (self.next_hops, self.devices) = (before.next_hops.clone(), before.devices.clone());
         self.last_routes.clone_from(&before.last_routes);
+        self.unanswered.clone_from(&before.unanswered);
         self.held.clone_from(&before.held);
         let old_services: BTreeMap<&str, &ServiceSpec> =
             before.spec.services.iter().map(|s| (&*s.name, s)).collect();
@@ -217,6 +221,7 @@ impl Known {
         let services: BTreeMap<&str, &ServiceSpec> = spec.services.iter().map(|s| (&*s.name, s)).collect();
         for Adopted { address, route, is_usable, noted: Noted { service, name, port, note } } in adopted {
             self.last_routes.extend(route.map(|route| (address, route)));
+            self.unanswered.insert(address);
             let Some(service) = services.get(&*service).copied() else { continue };
             let verdict = Verdict { health: note.health, cause: note.cause };
             let is_it = |b: &&BackendSpec| b.address == address && b.port == port;

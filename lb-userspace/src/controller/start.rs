@@ -144,16 +144,21 @@ pub async fn run(options: &Options) -> Result<()> {
         cadence: Cadence::new(Instant::now()),
     };
     work.run().await;
-    if options.keep {
-        tracing::info!("leaving: forwarding goes on with the last tables; `xlb detach` ends it");
-    } else {
-        work.controller.remove_data_path();
-        tracing::info!("leaving: the data path is detached");
-    }
+    leave(&mut work.controller, options.keep);
     drop(work);
     drop(stop);
     drop(serving.await);
     Ok(())
+}
+
+/// The data path stays or goes, as was asked for.
+fn leave(controller: &mut Controller, keep: bool) {
+    if keep {
+        tracing::info!("leaving: forwarding goes on with the last tables; `xlb detach` ends it");
+    } else {
+        controller.remove_data_path();
+        tracing::info!("leaving: the data path is detached");
+    }
 }
 
 /// Operators' words of the last run are in force again, and kept for the next.

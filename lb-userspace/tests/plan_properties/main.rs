@@ -30,7 +30,7 @@ use proptest::{collection::vec, prelude::*, strategy::ValueTree as _, test_runne
 
 use safety::{Watched, violations};
 use slots::Watch;
-use world::{Change, LIMITS, World, change, key, tell_word, walk};
+use world::{Change, World, change, tell_word, walk};
 
 const QUARANTINE: Duration = Duration::from_mins(1);
 const NONE: Vec<String> = Vec::new();

@@ -10,7 +10,7 @@ use lb_common::{
     outcome::Outcome,
 };
 use lb_userspace::{
-    dataplane::{ApplyError, Dataplane, memory::Memory},
+    dataplane::{ApplyError, Dataplane, Refused, memory::Memory},
     plan::tables::{Op, Ring, Tables},
 };
 
@@ -171,8 +171,8 @@ impl Dataplane for Watched {
         self.memory.adopt()
     }
 
-    fn refused_pins(&self) -> Result<u64, ApplyError> {
-        Ok(self.log().refused_pins)
+    fn refused_pins(&self) -> Result<Refused, ApplyError> {
+        Ok(Refused { tcp: self.log().refused_pins, udp: 0 })
     }
 
     fn backend_stats(&self, ids: &[u16]) -> Result<Vec<BackendStats>, ApplyError> {

@@ -314,7 +314,7 @@ fn toggle_backend(service: &mut ServiceSpec, b: u8) {
     if !service.backends.iter().any(|backend| backend.address == address) {
         // Another may have the name of this server: names are exchanged.
         let taken = |name: &str| service.backends.iter().any(|backend| *backend.name == *name);
-        let name = (0..).map(|n| format!("b{b}{}", "x".repeat(n))).find(|name| !taken(name));
+        let name = (0..99).map(|n| format!("b{b}{}", "x".repeat(n))).find(|name| !taken(name));
         let name = name.expect("some name is free").as_str().into();
         service.backends.push(BackendSpec { name, address, ..TEMPLATE.services[0].backends[0].clone() });
     } else if service.backends.len() > 1 {

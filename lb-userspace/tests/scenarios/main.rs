@@ -11,11 +11,17 @@
 //! detach eth0
 //! next_hop 10.0.0.11 via 02:00:00:00:00:0b dev 2 [from 10.0.0.1]
 //! next_hop 10.0.0.11 unreachable
-//! health web/s1 up                               up | down | unknown
+//! health web/s1 up                               up | down | unknown, and a reason: down L7STS 503
 //! admin web/s1 drain                             active | drain | disabled
 //! wait 90                                        seconds
-//! stop after 2                                   the next step does two operations only; the one after it the rest
-//! ops:                                           the operations since the last such block
+//! up web/s1 web/s2                               these verdicts at once
+//! walk 1x3                                       the sweeper finds three TCP pins to backend 1 in slots of others
+//! refuse pin                                     the program does
+//! restart                                        another run of the controller adopts the maps
+//! started                                        who becomes eligible from now on starts slowly
+//! stop after 2                                   the next step does two operations (records count) only; the one after it the rest
+//! ops:                                           the operations since the last such block, but for records
+//! leaving:                                       who has left the file and keeps flows
 //! expect:                                        the maps
 //! outer:                                         of the backends, what outer headers are made of
 //! ```
@@ -128,4 +134,16 @@ scenarios! {
     interface_gone
     renamed
     stopped_halfway
+    drain_ends
+    drain_end_keep
+    leaving
+    leaves_and_returns
+    on_down
+    move_ends
+    settled_by_a_walk
+    tracking
+    slow_start
+    udp
+    restart
+    renamed_while_draining
 }

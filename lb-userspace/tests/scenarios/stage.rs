@@ -8,15 +8,24 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_common::{
+    flow::{FlowKey, Pin, widened},
+    slot::Slot,
+};
 use lb_userspace::{
     config::{
         parse,
         spec::{AdminState, Limits, Spec},
     },
-    controller::engine::{Engine, ReconcileError},
+    controller::{
+        engine::{Engine, ReconcileError},
+        known::Verdict,
+    },
     dataplane::{faulty::Faulty, memory::Memory},
-    health::{BackendRef, Health},
+    flows::{SweepResult, Walk},
+    health::{BackendRef, Health, Reason},
     net::{NextHop, NextHopState, Unreachable},
+    plan::tables::Op,
 };
 
 use crate::safety::Watched;
@@ -47,12 +56,15 @@ impl Stage {
             Err(errors) => panic!("{errors}"),
         };
         if let Some(engine) = &mut self.engine {
-            engine.set_spec(spec);
+            engine.set_spec(spec, self.now);
         } else {
-            let maps = Faulty::new(self.watched.clone(), self.chance, self.seed);
-            self.engine = Some(Engine::new(spec, Box::new(maps)));
+            self.engine = Some(Engine::new(spec, Box::new(self.maps())));
         }
         self.reconcile();
+    }
+
+    fn maps(&self) -> Faulty<Watched> {
+        Faulty::new(self.watched.clone(), self.chance, self.seed)
     }
 
     /// An event, as a line.
@@ -72,15 +84,33 @@ impl Stage {
                 self.next_hops
                     .insert(address, NextHopState::Resolved(next_hop(address, mac, ifindex, source)));
             }
-            ["health", backend, health] => {
-                let health = match health {
-                    "up" => Health::Up,
-                    "down" => Health::Down,
-                    "unknown" => Health::Unknown,
+            ["health", backend, health, ref reason @ ..] => {
+                let (health, cause) = match health {
+                    "up" => (Health::Up, Reason::L4Ok),
+                    "down" => (Health::Down, Reason::L4Timeout),
+                    "unknown" => (Health::Unknown, Reason::Init),
                     _ => panic!("{line}: no such health"),
                 };
-                self.engine().set_health(backend_ref(backend), health);
+                let told = reason.join(" ");
+                let cause = if told.is_empty() { cause } else { told.parse().expect("a reason") };
+                self.engine().set_verdict(backend_ref(backend), Verdict { health, cause });
             }
+            ["up", ref backends @ ..] => {
+                for backend in backends {
+                    self.engine().set_health(backend_ref(backend), Health::Up);
+                }
+            }
+            ["started"] => self.engine().set_started(),
+            ["restart"] => {
+                let (spec, maps) = (Arc::clone(self.engine().spec()), self.maps());
+                let engine = Engine::adopt(spec, Box::new(maps), self.now).expect("memory can be read");
+                self.engine = Some(engine);
+            }
+            ["walk", ref pins @ ..] => {
+                let walk = walk(self.engine.as_ref().expect("a configuration"), pins, self.now);
+                self.engine().on_walk(walk);
+            }
+            ["refuse", "pin"] => self.watched.refuse_pin(),
             ["admin", backend, state] => {
                 let states = [AdminState::Active, AdminState::Drain, AdminState::Disabled];
                 let state = states.into_iter().find(|known| known.to_string() == state).expect("a state");
@@ -102,7 +132,16 @@ impl Stage {
     pub fn block(&mut self, name: &str) -> Vec<String> {
         let tables = self.watched.memory.tables();
         match name {
-            "ops" => self.watched.take_done(),
+            "ops" => {
+                let is_record = |op: &Op| matches!(op, Op::PutRecord(..) | Op::DeleteRecord(_));
+                let done = self.watched.take_done();
+                done.iter().filter(|op| !is_record(op)).map(ToString::to_string).collect()
+            }
+            "leaving" => {
+                let services = &self.engine().compiled().services;
+                let leaving = services.iter().flat_map(|s| s.leaving.iter().map(move |b| (s, b)));
+                leaving.map(|(s, b)| format!("{}/{} as backend {}", s.name, b.name, b.id)).collect()
+            }
             "expect" => tables.to_string().lines().map(ToOwned::to_owned).collect(),
             "outer" => {
                 let source = |b: &lb_common::backend::Backend| match b.outer_source {
@@ -150,6 +189,32 @@ impl Stage {
         }
         panic!("a thousand tries were not enough");
     }
+}
+
+/// A walk over a flow table with such pins: `1x3` are three to backend 1, in the first slots that are not settled
+/// and have another current backend.
+fn walk(engine: &Engine, pins: &[&str], now: Instant) -> SweepResult {
+    let slots: Vec<(u32, Slot)> = engine
+        .applied()
+        .rings
+        .iter()
+        .flat_map(|(base, ring)| (*base..).zip(ring.iter().copied()))
+        .filter(|(_, slot)| !slot.is_settled())
+        .collect();
+    let mut walk = Walk::new(engine.sweep_view(), now);
+    for pins in pins {
+        let (backend, count) = pins.split_once('x').expect("backend x pins");
+        let (backend, count) = (backend.parse().expect("a backend"), count.parse().expect("a number"));
+        let others = slots.iter().filter(|(_, word)| word.current() != backend);
+        let mut found = 0;
+        for (slot, word) in others.take(count) {
+            let key = FlowKey::new(widened(slot.to_be_bytes()), [0; 16], [0; 4], 6);
+            walk.look(&key, &Pin { last_seen_ns: 1, slot: *slot, backend, closing: 0 }, |_| *word, 1);
+            found += 1;
+        }
+        assert_eq!((found, walk.candidates().len()), (count, 0), "these pins cannot be");
+    }
+    walk.finish(now)
 }
 
 fn backend_ref(text: &str) -> BackendRef {

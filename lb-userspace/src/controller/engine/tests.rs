@@ -262,7 +262,7 @@ fn a_leaving_backend_is_forgotten_only_where_pins_can_be_made() {
         engine.take_forgot()
     };
     assert!(!walk(&mut engine, at(29)));
-    engine.refused = (0, Some(at(29)));
+    engine.refused_at = Some(at(29));
     assert!(!walk(&mut engine, at(58)));
     assert!(walk(&mut engine, at(59)));
     assert_eq!(engine.applied().backends.len(), 2);
@@ -372,7 +372,7 @@ impl Dataplane for Counting {
         self.0.adopt()
     }
 
-    fn refused_pins(&self) -> Result<crate::dataplane::Refused, ApplyError> {
+    fn refused_pins(&self) -> Result<Refused, ApplyError> {
         self.0.refused_pins()
     }
 

@@ -21,6 +21,9 @@ impl Known {
             if let Some(route) = resolved(state) {
                 self.last_routes.insert(*address, route);
             }
+            if *state != NextHopState::Pending {
+                self.unanswered.remove(address);
+            }
         }
         self.next_hops = next_hops;
     }
@@ -42,12 +45,9 @@ impl Known {
 
     /// The way to a backend; of one that is held the last one known.
     pub(super) fn route(&self, service: &ServiceSpec, address: IpAddr, is_held: bool) -> Option<Route> {
-        let last = || self.last_routes.get(&address).copied();
-        let route = match self.next_hops.get(&address) {
-            Some(NextHopState::Unreachable(_)) if !is_held => return None,
-            Some(state) => resolved(state).or_else(last)?,
-            None => last()?,
-        };
+        let holds = is_held || self.unanswered.contains(&address);
+        let last = || self.last_routes.get(&address).filter(|_| holds).copied();
+        let route = self.next_hops.get(&address).and_then(resolved).or_else(last)?;
         if route.outer_source.is_unspecified() && service.forward == Forward::Ipip {
             return None;
         }

@@ -106,6 +106,8 @@ struct Waited {
     /// Null when the backend is gone, and before the first count.
     pins: Option<u64>,
     took_s: f64,
+    /// Pins that were left when the drain reached its deadline.
+    at_deadline: u64,
     #[serde(skip)]
     state: Option<AdminState>,
 }
@@ -114,6 +116,11 @@ impl Waited {
     fn verdict(&self, name: &BackendName, limits: Limits) -> String {
         let waited = duration(self.took_s);
         match (self.end, self.state) {
+            (End::Drained, _) if self.at_deadline > 0 => format!(
+                "{name}: no pin is left after {waited}, but {} left at the drain's deadline: what they held was reset, \
+                 unless it ended just then",
+                pins_of(self.at_deadline)
+            ),
             (End::Drained, _) => format!("{name}: no pin is left after {waited}"),
             (End::Gone, _) => format!("{name}: gone after {waited}, so no pin is left"),
             (End::NoLongerDraining, state) => {
@@ -144,6 +151,7 @@ async fn wait(
     let started = Instant::now();
     let mut watched = Watched { name, server: None };
     let mut last_answer = started;
+    let mut at_deadline = 0;
     loop {
         let answer = ask().await;
         let now = Instant::now();
@@ -152,6 +160,11 @@ async fn wait(
             Ok(status) => {
                 last_answer = now;
                 let seen = watched.find(&status);
+                if let Some(seen) =
+                    seen.as_ref().filter(|seen| seen.drain_left_s.is_none_or(|left| left > 0.0))
+                {
+                    at_deadline = seen.pins.unwrap_or(0);
+                }
                 let timed_out = left.is_zero().then_some(End::TimedOut);
                 if let Some(end) =
                     seen.as_ref().map_or(Some(End::Gone), |s| s.end(limits.quiet)).or(timed_out)
@@ -160,6 +173,7 @@ async fn wait(
                         end,
                         pins: seen.as_ref().and_then(|seen| seen.pins),
                         took_s: (now - started).as_secs_f64(),
+                        at_deadline: if seen.as_ref().is_some_and(Seen::is_over) { at_deadline } else { 0 },
                         state: seen.map(|seen| seen.state),
                     });
                 }
@@ -223,6 +237,11 @@ impl Seen {
             return Some(End::NoLongerDraining);
         }
         (self.pins == Some(0) && self.is_sure(quiet)).then_some(End::Drained)
+    }
+
+    /// Whether the drain has reached its deadline.
+    fn is_over(&self) -> bool {
+        self.drain_left_s == Some(0.0)
     }
 
     /// Whether the count is one to rely on. Pins are counted by walks over the flow table, so a count is as old as its

@@ -65,6 +65,25 @@ async fn waiting_ends_when_no_pin_is_left_and_shows_how_many_are() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_the_deadline_reset_is_not_called_drained() {
+    let until = |deadline: f64| {
+        move |t: f64| {
+            let left = (deadline - t).max(0.0);
+            let pins = if left > 0.0 { 5 } else { 0 };
+            let backend = BackendStatus { drain_left_s: Some(left), ..draining(t, pins) };
+            status(vec![backend], vec![], 0.0)
+        }
+    };
+    let (waited, _) = wait_under(LIMITS, until(20.0)).await;
+    assert_eq!((waited.end, waited.at_deadline), (End::Drained, 5));
+    let said = waited.verdict(&name(), LIMITS);
+    assert!(said.contains("but 5 pins left at the drain's deadline"), "{said}");
+    // The control: none is left before it.
+    let (waited, _) = wait_under(LIMITS, |t| status(vec![draining(t, 0)], vec![], 0.0)).await;
+    assert_eq!((waited.end, waited.at_deadline), (End::Drained, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_drain_without_pins_has_to_last_as_long_as_quiet_says() {
     let idle = |t| status(vec![draining(t, 0)], vec![], 0.0);
     let (waited, lines) = wait_under(LIMITS, idle).await;

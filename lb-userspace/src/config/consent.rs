@@ -96,7 +96,7 @@ impl fmt::Display for Held {
             Consent::None => "",
             Consent::Reload => "; if that is meant: `xlb reload`",
             Consent::Force => "; if that is meant: `xlb apply --force`",
-            Consent::Detach => "; needs a restart of the controller with the new file",
+            Consent::Detach => "; maps cannot grow: stop xlb, `xlb detach`, and start it with the new file",
         })
     }
 }
@@ -310,7 +310,7 @@ services:
         let reasons = reasons(&[("interfaces", "limits: {flows: 10, slots: 1000000}\ninterfaces")], true);
         assert_eq!(reasons, [Held::ChangesLimits { keys: vec!["slots", "flows"] }]);
         assert!(reasons[0].needs() > Consent::Force);
-        assert!(reasons[0].to_string().contains("needs a restart of the controller"));
+        assert!(reasons[0].to_string().contains("`xlb detach`"));
     }
 
     #[test]

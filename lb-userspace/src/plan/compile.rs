@@ -30,7 +30,10 @@ use super::{
     slow_start::{LEVELS, SlowStart, Starter},
     tables::{Ring, ServiceKey, Tables, address},
 };
-use crate::config::spec::{BackendSpec, Limits, Protocol, ServiceSpec, Spec, Tracking};
+use crate::{
+    config::spec::{BackendSpec, Limits, Protocol, ServiceSpec, Spec, Tracking},
+    health::Health,
+};
 
 /// An id rests for so long before another backend gets it: longer than any packet is under way.
 const ID_QUARANTINE: Duration = Duration::from_mins(1);
@@ -225,6 +228,10 @@ impl Compiler {
             members,
             usable,
             moves: moves(service),
+            is_gathering: pool
+                .knowledge
+                .values()
+                .any(|k| k.is_last_resort && k.note.health == Health::Unknown),
             young: input.young,
             is_over: &|id, since| {
                 let is_over = pool.knowledge.get(&id).is_some_and(|k| k.drain_is_over);

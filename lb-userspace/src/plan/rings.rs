@@ -35,8 +35,10 @@ pub struct Wish<'a> {
     pub usable: BTreeSet<u16>,
     /// Whether its slots move: some of its flows are known by a SYN, and pinned only while they have to be.
     pub moves: bool,
-    /// A new ring's slots are settled at once for so long: its backends get their first verdicts one after the other, and
-    /// what moved meanwhile would be led to the first of them by a balancer that takes over from another.
+    /// Some of its backends have had no verdict yet. A new ring is then settled at once at each change, for `young` at
+    /// most: what moved away from whoever was up first would be led there by a balancer that takes over from another.
+    pub is_gathering: bool,
+    /// See `is_gathering`.
     pub young: Duration,
     /// Whether a move away from a backend (its id), whose last slot began to move then, is over.
     pub is_over: &'a dyn Fn(u16, Instant) -> bool,
@@ -55,8 +57,8 @@ pub struct Placed {
     pub words: Ring,
     whole: Arc<Whole>,
     state: State,
-    /// When it was made; `None`: by another run of the controller.
-    born: Option<Instant>,
+    /// Since when its backends get their first verdicts; `None`: that is over.
+    gathering_since: Option<Instant>,
 }
 
 /// The ring of a pool as if all of it were eligible.
@@ -144,14 +146,14 @@ impl Placed {
 
     /// The words follow the target, the living and the time.
     fn advance(&mut self, wish: &Wish<'_>, now: Instant) {
-        let is_young = self.born.is_some_and(|born| now < born + wish.young);
+        let gathers = self.gathering_since.is_some();
         let moves = self.state.moving_since.iter();
         let ended = moves.filter(|(id, since)| (wish.is_over)(**id, **since)).map(|(id, _)| *id);
         // Sets are flat here: 65,537 slots are looked at within the millisecond that a verdict has.
         let ended: BackendSet = ended.collect();
         let usable: BackendSet = wish.usable.iter().copied().collect();
         let next = |(word, wanted): (&Slot, &u16)| {
-            if !wish.moves || is_young {
+            if !wish.moves || gathers {
                 return Slot::settled(*wanted);
             }
             let word = word.advance(*wanted, |id| usable.contains(id));
@@ -200,7 +202,7 @@ impl Placed {
             words: vec![Slot::EMPTY; words.len()].into(),
             whole: nobody,
             state: State::default(),
-            born: None,
+            gathering_since: None,
         };
         placed.note(&words, now);
         placed.words = words;
@@ -235,7 +237,7 @@ impl Rings {
                 Ok(base) => {
                     self.old_places.extend(old.map(|placed| placed.base));
                     let words = vec![Slot::EMPTY; wish.size as usize].into();
-                    let placed = Placed { born: Some(now), ..Placed::adopted(base, words, now) };
+                    let placed = Placed { gathering_since: Some(now), ..Placed::adopted(base, words, now) };
                     self.placed.insert(Arc::clone(wish.name), placed);
                 }
                 Err(no_room) if old.is_none() => return Err(no_room),
@@ -243,6 +245,7 @@ impl Rings {
             }
         }
         let placed = self.placed.get_mut(wish.name).expect("it was there or has just been placed");
+        placed.gathering_since = placed.gathering_since.filter(|since| now < *since + wish.young);
         if placed.whole.members != wish.pool {
             placed.whole =
                 Arc::new(Whole { ids: ring::build(&wish.pool, placed.size), members: wish.pool.clone() });
@@ -253,9 +256,12 @@ impl Rings {
             && placed.state.moves == wish.moves
             && !placed.state.moving_since.iter().any(|(id, since)| (wish.is_over)(*id, *since))
         {
+            placed.gathering_since = placed.gathering_since.filter(|_| wish.is_gathering);
             return Ok(placed);
         }
         placed.advance(wish, now);
+        // The last of the first verdicts is still one of them.
+        placed.gathering_since = placed.gathering_since.filter(|_| wish.is_gathering);
         Ok(placed)
     }
 

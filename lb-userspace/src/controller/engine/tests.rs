@@ -408,3 +408,40 @@ fn counters_of_a_deleted_backend_stay_though_reading_them_failed_once() {
     assert_eq!(engine.left_behind_packets(), 204);
     assert_eq!(engine.left_behind("mail"), BackendStats::default());
 }
+
+/// Slots that move after each of the verdicts, and after the drain that follows them.
+fn moving_after(young: Duration, verdicts: &[&str]) -> Vec<u32> {
+    let spec = spec(THREE);
+    let mut engine = Engine::new(Arc::clone(&spec), Box::new(Memory::new(spec.limits))).with_young(young);
+    engine.set_devices([(2, "eth0".to_owned())].into());
+    engine.set_next_hops((11..=14).map(|last| hop(last, [10, 0, 0, 1])).collect());
+    let mut now = Instant::now();
+    let mut moving = Vec::new();
+    let mut after = |engine: &mut Engine| {
+        now += Duration::from_millis(50);
+        engine.reconcile(now).expect("it fits");
+        moving.push(engine.compiled().services[0].moving_slots);
+    };
+    for name in verdicts {
+        engine.set_health(key(name), Health::Up);
+        after(&mut engine);
+    }
+    engine.set_admin(key("s1"), AdminState::Drain);
+    after(&mut engine);
+    moving
+}
+
+#[test]
+fn first_verdicts_move_nothing_but_what_comes_after_them_does() {
+    let long = Duration::from_secs(2);
+    let all = moving_after(long, &["s1", "s2", "s3"]);
+    assert_eq!(all[..3], [0, 0, 0]);
+    assert!(all[3] > 0, "the drain is no first verdict");
+    let with_one_missing = moving_after(long, &["s1", "s2"]);
+    assert_eq!(with_one_missing, [0, 0, 0], "s3 may still be about to join");
+    // The controls: without, and when it is over.
+    let at_once = moving_after(Duration::ZERO, &["s1", "s2", "s3"]);
+    assert!(at_once[0] == 0 && at_once[1] > 0 && at_once[2] > 0, "{at_once:?}");
+    let over = moving_after(Duration::from_millis(40), &["s1", "s2"]);
+    assert!(over[1] > 0 && over[2] > 0, "{over:?}");
+}

@@ -291,7 +291,7 @@ async fn the_end_of_waiting_is_the_exit_status_and_the_last_line() {
     assert!(json["wait"]["took_s"].take().is_number(), "{out}");
     let expected = serde_json::json!({
         "changed": true, "state": "drain", "notes": ["2 backends are left"],
-        "wait": {"end": "timed_out", "pins": 3, "took_s": null},
+        "wait": {"end": "timed_out", "pins": 3, "took_s": null, "at_deadline": 0},
     });
     assert_eq!(json, expected);
 }

@@ -202,11 +202,6 @@ impl Engine {
             is_warm: self.is_warm,
             now,
         })?;
-        for service in &self.compiled.services {
-            for backend in service.backends.iter().chain(&service.leaving).filter(|b| b.id != 0) {
-                self.services_of.insert(backend.id, Arc::clone(&service.name));
-            }
-        }
         let ops = self.make_room(diff(&self.applied, &self.compiled.tables));
         for op in &ops {
             self.apply(op)?;
@@ -303,6 +298,9 @@ impl Engine {
             _ => None,
         };
         self.dataplane.apply(op)?;
+        if let Op::PutRecord(id, record) = op {
+            self.services_of.extend(records::service(record).map(|service| (*id, service)));
+        }
         op.apply_to(&mut self.applied);
         if let (Op::DeleteBackend(id), Some(last)) = (op, last)
             && let Some(service) = self.services_of.remove(id)

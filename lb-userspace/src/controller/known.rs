@@ -2,7 +2,7 @@
 //! and asked; time is a parameter.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -61,12 +61,13 @@ pub struct Adopted {
 #[derive(Debug, Clone)]
 pub struct Known {
     spec: Arc<Spec>,
-    verdicts: BTreeMap<BackendRef, Verdict>,
+    /// Hashed, as the next hops: each is looked up within the millisecond that a verdict has.
+    verdicts: HashMap<BackendRef, Verdict>,
     words: BTreeMap<BackendRef, Word>,
     drains: BTreeMap<BackendRef, Instant>,
     /// By service.
     leaving: BTreeMap<Arc<str>, Vec<Leaving>>,
-    next_hops: BTreeMap<IpAddr, NextHopState>,
+    next_hops: HashMap<IpAddr, NextHopState>,
     /// What another run of the controller sent packets by, until the network gives its own answer.
     adopted_routes: BTreeMap<IpAddr, Route>,
     /// Interfaces that the program is attached to: index and name.
@@ -101,11 +102,11 @@ impl Known {
     pub fn new(spec: Arc<Spec>) -> Self {
         Self {
             spec,
-            verdicts: BTreeMap::new(),
+            verdicts: HashMap::new(),
             words: BTreeMap::new(),
             drains: BTreeMap::new(),
             leaving: BTreeMap::new(),
-            next_hops: BTreeMap::new(),
+            next_hops: HashMap::new(),
             adopted_routes: BTreeMap::new(),
             devices: BTreeMap::new(),
         }
@@ -254,7 +255,7 @@ impl Known {
     pub fn set_next_hops(&mut self, next_hops: BTreeMap<IpAddr, NextHopState>) {
         let is_open = |address: &IpAddr| matches!(next_hops.get(address), None | Some(NextHopState::Pending));
         self.adopted_routes.retain(|address, _| is_open(address));
-        self.next_hops = next_hops;
+        self.next_hops = next_hops.into_iter().collect();
     }
 
     /// The interfaces that the program is attached to.
@@ -283,8 +284,11 @@ impl Known {
 
     /// The administrative state in force.
     pub fn admin(&self, service: &ServiceSpec, backend: &BackendSpec) -> AdminState {
-        let word = self.words.get(&backend_ref(service, backend));
-        word.map_or(backend.state, |word| word.state)
+        self.admin_of(&backend_ref(service, backend), backend)
+    }
+
+    fn admin_of(&self, key: &BackendRef, backend: &BackendSpec) -> AdminState {
+        self.words.get(key).map_or(backend.state, |word| word.state)
     }
 
     /// Since when a backend drains.
@@ -304,7 +308,7 @@ impl Known {
         for service in &spec.services {
             for backend in &service.backends {
                 let key = backend_ref(service, backend);
-                if self.admin(service, backend) == AdminState::Drain {
+                if self.admin_of(&key, backend) == AdminState::Drain {
                     self.drains.entry(key).or_insert(now);
                 } else {
                     self.drains.remove(&key);
@@ -374,7 +378,7 @@ impl Known {
         left: Option<Instant>,
         now: Instant,
     ) -> Knowledge {
-        let admin = if left.is_some() { AdminState::Drain } else { self.admin(service, backend) };
+        let admin = if left.is_some() { AdminState::Drain } else { self.admin_of(key, backend) };
         let drain_since = left.or_else(|| self.drain_since(key));
         let drain_is_over = drain_since.is_some_and(|since| now >= since + service.drain_timeout);
         let Verdict { health, cause } = self.verdict(key);

@@ -3,7 +3,7 @@
 //! The [`Compiler`] keeps what must not change from one time to the next: ids, and the rings.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -12,6 +12,7 @@ use std::{
 use lb_common::{
     backend::{BACKEND_IPV6, BACKEND_PRESENT, BACKEND_ROUTED, BACKEND_USABLE, Backend},
     checksum, hash,
+    record::Record,
     service::{
         FORWARD_IPIP, FORWARD_L2, SERVICE_HASH_CLIENT, SERVICE_REJECT, SERVICE_TRACK_ALWAYS,
         SERVICE_TRACK_NEVER, Service,
@@ -189,6 +190,18 @@ pub struct Compiler {
     /// Entries that the map of services of one family has.
     services: u32,
     clock: Clock,
+    /// By id: what was made last, to be taken again while nothing differs.
+    made: Vec<Option<Made>>,
+}
+
+/// The entries of a backend, and what they were made of besides its address and port.
+#[derive(Debug, Clone)]
+struct Made {
+    service: Arc<str>,
+    name: Arc<str>,
+    knowledge: Knowledge,
+    entry: Backend,
+    record: Arc<Record>,
 }
 
 impl Compiler {
@@ -200,6 +213,7 @@ impl Compiler {
             slow_start: SlowStart::default(),
             services: limits.services,
             clock,
+            made: Vec::new(),
         }
     }
 
@@ -269,15 +283,16 @@ impl Compiler {
             if id == 0 {
                 continue;
             }
-            pool.knowledge.insert(id, knowledge);
-            leaving.push(CompiledBackend { usable: pool.is_usable(id), ..fresh(id, backend) });
+            leaving.push(CompiledBackend { usable: knowledge.is_usable, ..fresh(id, backend) });
+            pool.leaving.push((id, knowledge));
         }
         let members = pool.members(service);
-        // Whoever takes connections is not dead to those it has, whatever the probes say.
-        for starter in &members {
+        // Whoever takes connections as a last resort is not dead to those it has, whatever the probes say.
+        for starter in members.iter().filter(|_| service.on_all_down == OnAllDown::UseAll) {
             compiled.tables.backends.entry(starter.member.id).and_modify(|b| b.flags |= BACKEND_USABLE);
         }
         let usable = pool.usable(&members);
+        let drained = pool.drained();
         let wish = Wish {
             name: &service.name,
             size: service.ring_size,
@@ -286,7 +301,7 @@ impl Compiler {
             usable,
             moves: moves(service),
             is_over: &|id, since| {
-                let is_over = pool.knowledge.get(&id).is_some_and(|k| k.drain_is_over);
+                let is_over = drained.contains(&id);
                 let rested = input.refused_at.map_or(since, |refused| refused.max(since));
                 is_over || input.now >= rested + service.idle_timeout.tcp
             },
@@ -339,9 +354,26 @@ impl Compiler {
                 return 0;
             }
         };
-        compiled.tables.backends.insert(id, entry(backend.address, knowledge));
-        let record = records::record(service, backend, &knowledge.note, self.clock);
-        compiled.tables.records.insert(id, Box::new(record));
+        let index = usize::from(id);
+        if self.made.len() <= index {
+            self.made.resize(index + 1, None);
+        }
+        let is_same = |made: &Made| {
+            made.knowledge == *knowledge && made.name == backend.name && made.service == service.name
+        };
+        let made = match self.made[index].take() {
+            Some(made) if is_same(&made) && address(&made.entry) == backend.address => made,
+            _ => Made {
+                service: Arc::clone(&service.name),
+                name: Arc::clone(&backend.name),
+                knowledge: knowledge.clone(),
+                entry: entry(backend.address, knowledge),
+                record: Arc::new(records::record(service, backend, &knowledge.note, self.clock)),
+            },
+        };
+        compiled.tables.backends.insert(id, made.entry);
+        compiled.tables.records.insert(id, Arc::clone(&made.record));
+        self.made[index] = Some(made);
         id
     }
 }
@@ -365,8 +397,10 @@ struct Pool {
     /// In the spec's order.
     all: Vec<Starter>,
     names: Vec<Arc<str>>,
-    /// By id, leaving ones included.
-    knowledge: BTreeMap<u16, Knowledge>,
+    /// Of each; whoever has no id can do nothing.
+    knowledge: Vec<Knowledge>,
+    /// Those that have left the file.
+    leaving: Vec<(u16, Knowledge)>,
 }
 
 impl Pool {
@@ -374,23 +408,18 @@ impl Pool {
         let member = Member { id, identity: identity(backend), weight: backend.weight };
         self.all.push(Starter { member, tenths });
         self.names.push(Arc::clone(&backend.name));
-        if id != 0 {
-            self.knowledge.insert(id, knowledge);
-        }
+        self.knowledge.push(knowledge);
     }
 
-    fn is_usable(&self, id: u16) -> bool {
-        self.knowledge.get(&id).is_some_and(|k| k.is_usable)
-    }
-
-    fn is_eligible(&self, id: u16) -> bool {
-        self.knowledge.get(&id).is_some_and(Knowledge::is_eligible)
+    /// Those that have an id, and what is known of them.
+    fn known(&self) -> impl Iterator<Item = (&Starter, &Knowledge)> {
+        self.all.iter().zip(&self.knowledge).filter(|(starter, _)| starter.member.id != 0)
     }
 
     /// Those that take new connections.
     fn members(&self, service: &ServiceSpec) -> Vec<Starter> {
         let those = |takes: fn(&Knowledge) -> bool| -> Vec<Starter> {
-            self.all.iter().filter(|s| self.knowledge.get(&s.member.id).is_some_and(takes)).copied().collect()
+            self.known().filter(|(_, knowledge)| takes(knowledge)).map(|(starter, _)| *starter).collect()
         };
         let eligible = those(Knowledge::is_eligible);
         if eligible.is_empty() && service.on_all_down == OnAllDown::UseAll {
@@ -399,9 +428,22 @@ impl Pool {
         eligible
     }
 
-    fn usable(&self, members: &[Starter]) -> BTreeSet<u16> {
-        let usable = self.knowledge.iter().filter(|(_, k)| k.is_usable).map(|(id, _)| *id);
-        usable.chain(members.iter().map(|s| s.member.id)).collect()
+    /// Ids of those that are not dead, in order.
+    fn usable(&self, members: &[Starter]) -> Vec<u16> {
+        let mut members = members.iter().map(|s| s.member.id).peekable();
+        let is_usable = |(starter, knowledge): (&Starter, &Knowledge)| {
+            let id = starter.member.id;
+            (members.next_if_eq(&id).is_some() || knowledge.is_usable).then_some(id)
+        };
+        let mut usable: Vec<u16> = self.known().filter_map(is_usable).collect();
+        usable.extend(self.leaving.iter().filter(|(_, k)| k.is_usable).map(|(id, _)| *id));
+        usable
+    }
+
+    /// Ids of those whose drain has reached its deadline.
+    fn drained(&self) -> BTreeSet<u16> {
+        let named = self.known().filter(|(_, k)| k.drain_is_over).map(|(starter, _)| starter.member.id);
+        named.chain(self.leaving.iter().filter(|(_, k)| k.drain_is_over).map(|(id, _)| *id)).collect()
     }
 }
 
@@ -427,21 +469,24 @@ impl Compiled {
         pool: &Pool,
         mut leaving: Vec<CompiledBackend>,
     ) {
-        let weights: BTreeMap<u16, u32> =
-            placed.target.members.iter().map(|s| (s.member.id, s.weight_in_force())).collect();
-        let total: u64 = weights.values().map(|w| u64::from(*w)).sum();
-        let backend = |(Starter { member, .. }, name): (&Starter, &Arc<str>)| CompiledBackend {
-            name: Arc::clone(name),
-            id: member.id,
-            identity: member.identity,
-            eligible: pool.is_eligible(member.id),
-            usable: pool.is_usable(member.id) || weights.contains_key(&member.id),
-            moves_away: placed.moves_from(member.id),
-            slots: placed.target.counts.get(&member.id).copied().unwrap_or(0),
-            // Without members there is no weight either, so nothing is divided by zero.
-            wanted_share: weights.get(&member.id).map_or(0.0, |w| f64::from(*w) / total as f64),
+        let total: u64 = placed.target.members.iter().map(|s| u64::from(s.weight_in_force())).sum();
+        let mut members = placed.target.members.iter().peekable();
+        let mut backend = |((Starter { member, .. }, name), known): ((&Starter, &Arc<str>), &Knowledge)| {
+            // In the same order.
+            let weight = members.next_if(|s| s.member == *member).map(Starter::weight_in_force);
+            CompiledBackend {
+                name: Arc::clone(name),
+                id: member.id,
+                identity: member.identity,
+                eligible: member.id != 0 && known.is_eligible(),
+                usable: member.id != 0 && (known.is_usable || weight.is_some()),
+                moves_away: placed.moves_from(member.id),
+                slots: placed.target.slots_of(member.id),
+                // Without members there is no weight either, so nothing is divided by zero.
+                wanted_share: weight.map_or(0.0, |weight| f64::from(weight) / total as f64),
+            }
         };
-        let backends = pool.all.iter().zip(&pool.names).map(backend).collect();
+        let backends = pool.all.iter().zip(&pool.names).zip(&pool.knowledge).map(&mut backend).collect();
         for backend in &mut leaving {
             backend.moves_away = placed.moves_from(backend.id);
         }

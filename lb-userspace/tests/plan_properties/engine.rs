@@ -45,6 +45,7 @@ fn reconcile(engine: &mut Engine, world: &World) -> Result<(), ReconcileError> {
 /// Each engine has read the clocks at a moment of its own.
 fn without_clock(mut tables: Tables) -> Tables {
     for record in tables.records.values_mut() {
+        let record = Arc::make_mut(record);
         record.drain_since_ns = record.drain_since_ns.min(1);
     }
     tables

@@ -130,7 +130,7 @@ impl BpfMaps {
         for (id, record) in (0u16..).zip(self.records.iter()) {
             let record = record?;
             if record != Record::NONE {
-                tables.records.insert(id, Box::new(record));
+                tables.records.insert(id, record.into());
             }
         }
         for (base, ring) in &expected.rings {

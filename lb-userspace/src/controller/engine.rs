@@ -206,8 +206,6 @@ impl Engine {
         for op in &ops {
             self.apply(op)?;
         }
-        // The same words, shared from now on: to compare them again costs nothing.
-        self.applied.rings.clone_from(&self.compiled.tables.rings);
         self.compiler.settle(&self.applied, now);
         self.compiled.short.map_or(Ok(ops.len()), |short| Err(short.into()))
     }
@@ -301,7 +299,14 @@ impl Engine {
         if let Op::PutRecord(id, record) = op {
             self.services_of.extend(records::service(record).map(|service| (*id, service)));
         }
-        op.apply_to(&mut self.applied);
+        match op {
+            // The words wanted, shared: to compare them again costs nothing, nor does a copy of them.
+            Op::WriteRing(base, _) | Op::WriteSlots(base, _) => {
+                let wanted = self.compiled.tables.rings.get(base);
+                self.applied.rings.extend(wanted.map(|ring| (*base, Arc::clone(ring))));
+            }
+            op => op.apply_to(&mut self.applied),
+        }
         if let (Op::DeleteBackend(id), Some(last)) = (op, last)
             && let Some(service) = self.services_of.remove(id)
         {

@@ -86,11 +86,11 @@ fn leaving_ref(service: &ServiceSpec, backend: &BackendSpec) -> BackendRef {
     BackendRef { service: Arc::clone(&service.name), backend: name.into() }
 }
 
-/// A server of a service, whatever it is called: service, address, port.
-type Server = (Arc<str>, IpAddr, Option<u16>);
+/// A server of a service, whatever it is called: address, port.
+type Server = (IpAddr, Option<u16>);
 
-fn server(service: &ServiceSpec, backend: &BackendSpec) -> Server {
-    (Arc::clone(&service.name), backend.address, backend.port)
+fn server(backend: &BackendSpec) -> Server {
+    (backend.address, backend.port)
 }
 
 fn is_same(a: &BackendSpec, b: &BackendSpec) -> bool {
@@ -126,51 +126,39 @@ impl Known {
         let before = Self { spec: old, ..std::mem::replace(self, Self::new(Arc::clone(&spec))) };
         (self.next_hops, self.devices) = (before.next_hops.clone(), before.devices.clone());
         self.adopted_routes.clone_from(&before.adopted_routes);
-        let old_services: BTreeMap<&str, &ServiceSpec> =
-            before.spec.services.iter().map(|s| (&*s.name, s)).collect();
-        let old_names: BTreeMap<Server, BackendRef> = before
-            .spec
-            .services
-            .iter()
-            .flat_map(|s| s.backends.iter().map(move |b| (server(s, b), backend_ref(s, b))))
-            .collect();
+        let old: BTreeMap<&str, &ServiceSpec> = before.spec.services.iter().map(|s| (&*s.name, s)).collect();
         for service in &spec.services {
-            for backend in &service.backends {
-                if let Some(old_key) = old_names.get(&server(service, backend)) {
-                    self.carry_over(&before, old_key, backend_ref(service, backend), backend);
-                } else if let Some(left) =
-                    before.leaving_of(service).iter().find(|l| is_same(&l.spec, backend))
-                {
-                    // It was drained because it left; now it is as the file says.
-                    let key = backend_ref(service, backend);
-                    self.take_back(key, backend.state, before.verdict(&left.key), left.since);
-                }
-            }
-            let leaving = before.after_leaving(old_services.get(&*service.name).copied(), service, now);
-            for left in &leaving {
-                let old_key = old_names.get(&server(service, &left.spec)).unwrap_or(&left.key);
-                self.verdicts.insert(left.key.clone(), before.verdict(old_key));
-            }
-            if !leaving.is_empty() {
-                self.leaving.insert(Arc::clone(&service.name), leaving);
-            }
+            self.follow_service(&before, old.get(&*service.name).copied(), service, now);
         }
     }
 
-    /// What was known under one name is known under another.
-    fn carry_over(&mut self, before: &Self, old_key: &BackendRef, key: BackendRef, backend: &BackendSpec) {
-        // The file wins where it changes a backend that an operator had put into another state.
-        let word = before.words.get(old_key).filter(|word| word.file == backend.state);
-        if let Some(word) = word {
-            self.words.insert(key.clone(), *word);
+    /// What was known of a service's backends, when the file called them as in `old`.
+    fn follow_service(
+        &mut self,
+        before: &Self,
+        old: Option<&ServiceSpec>,
+        service: &ServiceSpec,
+        now: Instant,
+    ) {
+        let named = old.into_iter().flat_map(|old| old.backends.iter().map(move |b| (old, b)));
+        let old_names: BTreeMap<Server, BackendRef> =
+            named.map(|(old, b)| (server(b), backend_ref(old, b))).collect();
+        for backend in &service.backends {
+            let key = backend_ref(service, backend);
+            if let Some(old_key) = old_names.get(&server(backend)) {
+                self.carry_over(before, old_key, key, backend);
+            } else if let Some(left) = before.leaving_of(service).iter().find(|l| is_same(&l.spec, backend)) {
+                // It was drained because it left; now it is as the file says.
+                self.take_back(key, backend.state, before.verdict(&left.key), left.since);
+            }
         }
-        if word.map_or(backend.state, |word| word.state) != AdminState::Disabled
-            && let Some(verdict) = before.verdicts.get(old_key)
-        {
-            self.verdicts.insert(key.clone(), *verdict);
+        let leaving = before.after_leaving(old, service, now);
+        for left in &leaving {
+            let old_key = old_names.get(&server(&left.spec)).unwrap_or(&left.key);
+            self.verdicts.insert(left.key.clone(), before.verdict(old_key));
         }
-        if let Some(since) = before.drains.get(old_key) {
-            self.drains.insert(key, *since);
+        if !leaving.is_empty() {
+            self.leaving.insert(Arc::clone(&service.name), leaving);
         }
     }
 
@@ -187,8 +175,8 @@ impl Known {
 
     /// Who leaves `service`, or has been leaving it, now that it names other backends than `old`.
     fn after_leaving(&self, old: Option<&ServiceSpec>, service: &ServiceSpec, now: Instant) -> Vec<Leaving> {
-        let servers: BTreeSet<_> = service.backends.iter().map(|b| (b.address, b.port)).collect();
-        let named = |spec: &BackendSpec| servers.contains(&(spec.address, spec.port));
+        let servers: BTreeSet<Server> = service.backends.iter().map(server).collect();
+        let named = |spec: &BackendSpec| servers.contains(&server(spec));
         let leaves = |old: &ServiceSpec, backend: &BackendSpec| {
             let key = backend_ref(old, backend);
             let since = self.drains.get(&key).copied().unwrap_or(now);

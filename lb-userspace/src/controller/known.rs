@@ -162,6 +162,23 @@ impl Known {
         }
     }
 
+    /// What was known under one name is known under another.
+    fn carry_over(&mut self, before: &Self, old_key: &BackendRef, key: BackendRef, backend: &BackendSpec) {
+        // The file wins where it changes a backend that an operator had put into another state.
+        let word = before.words.get(old_key).filter(|word| word.file == backend.state);
+        if let Some(word) = word {
+            self.words.insert(key.clone(), *word);
+        }
+        if word.map_or(backend.state, |word| word.state) != AdminState::Disabled
+            && let Some(verdict) = before.verdicts.get(old_key)
+        {
+            self.verdicts.insert(key.clone(), *verdict);
+        }
+        if let Some(since) = before.drains.get(old_key) {
+            self.drains.insert(key, *since);
+        }
+    }
+
     /// A backend that was leaving since `since` is named again.
     fn take_back(&mut self, key: BackendRef, state: AdminState, verdict: Verdict, since: Instant) {
         if state != AdminState::Disabled {
@@ -295,6 +312,10 @@ impl Known {
         let spec = Arc::clone(&self.spec);
         for service in &spec.services {
             for backend in &service.backends {
+                // Most have nothing to do with drains, and are many.
+                if backend.state != AdminState::Drain && self.words.is_empty() && self.drains.is_empty() {
+                    continue;
+                }
                 let key = backend_ref(service, backend);
                 if self.admin_of(&key, backend) == AdminState::Drain {
                     self.drains.entry(key).or_insert(now);

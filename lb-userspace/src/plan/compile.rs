@@ -258,7 +258,10 @@ impl Compiler {
 
     /// After `applied` is in the maps: frees the ids and places that it does not name.
     pub fn settle(&mut self, applied: &Tables, now: Instant) {
-        self.ids.retain(&applied.backends.keys().copied().collect(), now);
+        // All of them have owners.
+        if self.ids.count() > applied.backends.len() {
+            self.ids.retain(&applied.backends.keys().copied().collect(), now);
+        }
         self.rings.forget_unused(applied, now);
         let ids = &self.ids;
         self.slow_start.retain(|owner| ids.has(owner));

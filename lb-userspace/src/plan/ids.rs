@@ -87,6 +87,11 @@ impl Ids {
         self.resting.extend(freed.into_iter().map(|id| (now, id)));
     }
 
+    /// How many are owned.
+    pub fn count(&self) -> usize {
+        self.owners.len()
+    }
+
     /// Whether it has one.
     pub fn has(&self, owner: &Owner) -> bool {
         self.owners.contains_key(owner)

@@ -232,17 +232,10 @@ impl Engine {
             young: self.young,
             now,
         })?;
-        for service in &self.compiled.services {
-            for backend in service.backends.iter().chain(&service.leaving).filter(|b| b.id != 0) {
-                self.services_of.insert(backend.id, Arc::clone(&service.name));
-            }
-        }
         let ops = self.make_room(diff(&self.applied, &self.compiled.tables));
         for op in &ops {
             self.apply(op)?;
         }
-        // The same words, shared from now on: to compare them again costs nothing.
-        self.applied.rings.clone_from(&self.compiled.tables.rings);
         self.compiler.settle(&self.applied, now);
         self.compiled.short.map_or(Ok(ops.len()), |short| Err(short.into()))
     }
@@ -337,7 +330,17 @@ impl Engine {
             _ => None,
         };
         self.dataplane.apply(op)?;
-        op.apply_to(&mut self.applied);
+        if let Op::PutRecord(id, record) = op {
+            self.services_of.extend(records::service(record).map(|service| (*id, service)));
+        }
+        match op {
+            // The words wanted, shared: to compare them again costs nothing, nor does a copy of them.
+            Op::WriteRing(base, _) | Op::WriteSlots(base, _) => {
+                let wanted = self.compiled.tables.rings.get(base);
+                self.applied.rings.extend(wanted.map(|ring| (*base, Arc::clone(ring))));
+            }
+            op => op.apply_to(&mut self.applied),
+        }
         if let (Op::DeleteBackend(id), Some(last)) = (op, last)
             && let Some(service) = self.services_of.remove(id)
         {

@@ -4,7 +4,7 @@
 mod network;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -63,12 +63,13 @@ pub struct Adopted {
 #[derive(Debug, Clone)]
 pub struct Known {
     spec: Arc<Spec>,
-    verdicts: BTreeMap<BackendRef, Verdict>,
+    /// Hashed, as the next hops: each is looked up within the millisecond that a verdict has.
+    verdicts: HashMap<BackendRef, Verdict>,
     words: BTreeMap<BackendRef, Word>,
     drains: BTreeMap<BackendRef, Instant>,
     /// By service.
     leaving: BTreeMap<Arc<str>, Vec<Leaving>>,
-    next_hops: BTreeMap<IpAddr, NextHopState>,
+    next_hops: HashMap<IpAddr, NextHopState>,
     /// The last ways known, also to another run of the controller.
     last_routes: BTreeMap<IpAddr, Route>,
     /// Of which of them the network has said nothing to this run: they hold until it does.
@@ -91,11 +92,11 @@ fn leaving_ref(service: &ServiceSpec, backend: &BackendSpec) -> BackendRef {
     BackendRef { service: Arc::clone(&service.name), backend: name.into() }
 }
 
-/// A server of a service, whatever it is called: service, address, port.
-type Server = (Arc<str>, IpAddr, Option<u16>);
+/// A server of a service, whatever it is called: address, port.
+type Server = (IpAddr, Option<u16>);
 
-fn server(service: &ServiceSpec, backend: &BackendSpec) -> Server {
-    (Arc::clone(&service.name), backend.address, backend.port)
+fn server(backend: &BackendSpec) -> Server {
+    (backend.address, backend.port)
 }
 
 fn is_same(a: &BackendSpec, b: &BackendSpec) -> bool {
@@ -107,11 +108,11 @@ impl Known {
     pub fn new(spec: Arc<Spec>) -> Self {
         Self {
             spec,
-            verdicts: BTreeMap::new(),
+            verdicts: HashMap::new(),
             words: BTreeMap::new(),
             drains: BTreeMap::new(),
             leaving: BTreeMap::new(),
-            next_hops: BTreeMap::new(),
+            next_hops: HashMap::new(),
             last_routes: BTreeMap::new(),
             unanswered: BTreeSet::new(),
             held: BTreeMap::new(),
@@ -134,34 +135,39 @@ impl Known {
         self.last_routes.clone_from(&before.last_routes);
         self.unanswered.clone_from(&before.unanswered);
         self.held.clone_from(&before.held);
-        let old_services: BTreeMap<&str, &ServiceSpec> =
-            before.spec.services.iter().map(|s| (&*s.name, s)).collect();
-        let old_names: BTreeMap<Server, BackendRef> = before
-            .spec
-            .services
-            .iter()
-            .flat_map(|s| s.backends.iter().map(move |b| (server(s, b), backend_ref(s, b))))
-            .collect();
+        let old: BTreeMap<&str, &ServiceSpec> = before.spec.services.iter().map(|s| (&*s.name, s)).collect();
         for service in &spec.services {
-            for backend in &service.backends {
-                if let Some(old_key) = old_names.get(&server(service, backend)) {
-                    self.carry_over(&before, old_key, backend_ref(service, backend), backend);
-                } else if let Some(left) =
-                    before.leaving_of(service).iter().find(|l| is_same(&l.spec, backend))
-                {
-                    // It was drained because it left; now it is as the file says.
-                    let key = backend_ref(service, backend);
-                    self.take_back(key, backend.state, before.verdict(&left.key), left.since);
-                }
+            self.follow_service(&before, old.get(&*service.name).copied(), service, now);
+        }
+    }
+
+    /// What was known of a service's backends, when the file called them as in `old`.
+    fn follow_service(
+        &mut self,
+        before: &Self,
+        old: Option<&ServiceSpec>,
+        service: &ServiceSpec,
+        now: Instant,
+    ) {
+        let named = old.into_iter().flat_map(|old| old.backends.iter().map(move |b| (old, b)));
+        let old_names: BTreeMap<Server, BackendRef> =
+            named.map(|(old, b)| (server(b), backend_ref(old, b))).collect();
+        for backend in &service.backends {
+            let key = backend_ref(service, backend);
+            if let Some(old_key) = old_names.get(&server(backend)) {
+                self.carry_over(before, old_key, key, backend);
+            } else if let Some(left) = before.leaving_of(service).iter().find(|l| is_same(&l.spec, backend)) {
+                // It was drained because it left; now it is as the file says.
+                self.take_back(key, backend.state, before.verdict(&left.key), left.since);
             }
-            let leaving = before.after_leaving(old_services.get(&*service.name).copied(), service, now);
-            for left in &leaving {
-                let old_key = old_names.get(&server(service, &left.spec)).unwrap_or(&left.key);
-                self.verdicts.insert(left.key.clone(), before.verdict(old_key));
-            }
-            if !leaving.is_empty() {
-                self.leaving.insert(Arc::clone(&service.name), leaving);
-            }
+        }
+        let leaving = before.after_leaving(old, service, now);
+        for left in &leaving {
+            let old_key = old_names.get(&server(&left.spec)).unwrap_or(&left.key);
+            self.verdicts.insert(left.key.clone(), before.verdict(old_key));
+        }
+        if !leaving.is_empty() {
+            self.leaving.insert(Arc::clone(&service.name), leaving);
         }
     }
 
@@ -195,8 +201,8 @@ impl Known {
 
     /// Who leaves `service`, or has been leaving it, now that it names other backends than `old`.
     fn after_leaving(&self, old: Option<&ServiceSpec>, service: &ServiceSpec, now: Instant) -> Vec<Leaving> {
-        let servers: BTreeSet<_> = service.backends.iter().map(|b| (b.address, b.port)).collect();
-        let named = |spec: &BackendSpec| servers.contains(&(spec.address, spec.port));
+        let servers: BTreeSet<Server> = service.backends.iter().map(server).collect();
+        let named = |spec: &BackendSpec| servers.contains(&server(spec));
         let leaves = |old: &ServiceSpec, backend: &BackendSpec| {
             let key = backend_ref(old, backend);
             let since = self.drains.get(&key).copied().unwrap_or(now);
@@ -281,8 +287,11 @@ impl Known {
 
     /// The administrative state in force.
     pub fn admin(&self, service: &ServiceSpec, backend: &BackendSpec) -> AdminState {
-        let word = self.words.get(&backend_ref(service, backend));
-        word.map_or(backend.state, |word| word.state)
+        self.admin_of(&backend_ref(service, backend), backend)
+    }
+
+    fn admin_of(&self, key: &BackendRef, backend: &BackendSpec) -> AdminState {
+        self.words.get(key).map_or(backend.state, |word| word.state)
     }
 
     /// Since when a backend drains.
@@ -301,8 +310,12 @@ impl Known {
         let spec = Arc::clone(&self.spec);
         for service in &spec.services {
             for backend in &service.backends {
+                // Most have nothing to do with drains, and are many.
+                if backend.state != AdminState::Drain && self.words.is_empty() && self.drains.is_empty() {
+                    continue;
+                }
                 let key = backend_ref(service, backend);
-                if self.admin(service, backend) == AdminState::Drain {
+                if self.admin_of(&key, backend) == AdminState::Drain {
                     self.drains.entry(key).or_insert(now);
                 } else {
                     self.drains.remove(&key);
@@ -372,7 +385,7 @@ impl Known {
         left: Option<Instant>,
         now: Instant,
     ) -> Knowledge {
-        let admin = if left.is_some() { AdminState::Drain } else { self.admin(service, backend) };
+        let admin = if left.is_some() { AdminState::Drain } else { self.admin_of(key, backend) };
         let drain_since = left.or_else(|| self.drain_since(key));
         let drain_is_over = drain_since.is_some_and(|since| now >= since + service.drain_timeout);
         let held = self.held.get(key);

@@ -10,12 +10,16 @@ pub use entries::most_of_a_family;
 pub use input::{Input, Knowledge, Known, Route};
 
 use std::{
-    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use lb_common::{backend::BACKEND_USABLE, hash, service::Service};
+use lb_common::{
+    backend::{BACKEND_USABLE, Backend},
+    hash,
+    record::Record,
+    service::Service,
+};
 
 use self::{
     entries::{entry, keys, value},
@@ -30,10 +34,7 @@ use super::{
     slow_start::{LEVELS, SlowStart, Starter},
     tables::{Ring, ServiceKey, Tables, address},
 };
-use crate::{
-    config::spec::{BackendSpec, Limits, Protocol, ServiceSpec, Spec, Tracking},
-    health::Health,
-};
+use crate::config::spec::{BackendSpec, Limits, OnAllDown, Protocol, ServiceSpec, Spec, Tracking};
 
 /// An id rests for so long before another backend gets it: longer than any packet is under way.
 const ID_QUARANTINE: Duration = Duration::from_mins(1);
@@ -132,6 +133,18 @@ pub struct Compiler {
     /// Entries that the map of services of one family has.
     services: u32,
     clock: Clock,
+    /// By id: what was made last, to be taken again while nothing differs.
+    made: Vec<Option<Made>>,
+}
+
+/// The entries of a backend, and what they were made of besides its address and port.
+#[derive(Debug, Clone)]
+struct Made {
+    service: Arc<str>,
+    name: Arc<str>,
+    knowledge: Knowledge,
+    entry: Backend,
+    record: Arc<Record>,
 }
 
 impl Compiler {
@@ -143,6 +156,7 @@ impl Compiler {
             slow_start: SlowStart::default(),
             services: limits.services,
             clock,
+            made: Vec::new(),
         }
     }
 
@@ -187,7 +201,10 @@ impl Compiler {
 
     /// After `applied` is in the maps: frees the ids and places that it does not name.
     pub fn settle(&mut self, applied: &Tables, now: Instant) {
-        self.ids.retain(&applied.backends.keys().copied().collect(), now);
+        // All of them have owners.
+        if self.ids.count() > applied.backends.len() {
+            self.ids.retain(&applied.backends.keys().copied().collect(), now);
+        }
         self.rings.forget_unused(applied, now);
         let ids = &self.ids;
         self.slow_start.retain(|owner| ids.has(owner));
@@ -212,15 +229,16 @@ impl Compiler {
             if id == 0 {
                 continue;
             }
-            pool.knowledge.insert(id, knowledge);
-            leaving.push(CompiledBackend { usable: pool.is_usable(id), ..fresh(id, backend) });
+            leaving.push(CompiledBackend { usable: knowledge.is_usable, ..fresh(id, backend) });
+            pool.leaving.push((id, knowledge));
         }
         let members = pool.members(service);
-        // Whoever takes connections is not dead to those it has, whatever the probes say.
-        for starter in &members {
+        // Whoever takes connections as a last resort is not dead to those it has, whatever the probes say.
+        for starter in members.iter().filter(|_| service.on_all_down == OnAllDown::UseAll) {
             compiled.tables.backends.entry(starter.member.id).and_modify(|b| b.flags |= BACKEND_USABLE);
         }
         let usable = pool.usable(&members);
+        let drained = pool.drained();
         let wish = Wish {
             name: &service.name,
             size: service.ring_size,
@@ -228,13 +246,10 @@ impl Compiler {
             members,
             usable,
             moves: moves(service),
-            is_gathering: pool
-                .knowledge
-                .values()
-                .any(|k| k.is_last_resort && k.note.health == Health::Unknown),
+            is_gathering: pool.is_gathering(),
             young: input.young,
             is_over: &|id, since| {
-                let is_over = pool.knowledge.get(&id).is_some_and(|k| k.drain_is_over);
+                let is_over = drained.contains(&id);
                 let rested = input.refused_at.map_or(since, |refused| refused.max(since));
                 is_over || input.now >= rested + service.idle_timeout.tcp
             },
@@ -287,9 +302,26 @@ impl Compiler {
                 return 0;
             }
         };
-        compiled.tables.backends.insert(id, entry(backend.address, knowledge));
-        let record = records::record(service, backend, &knowledge.note, self.clock);
-        compiled.tables.records.insert(id, Box::new(record));
+        let index = usize::from(id);
+        if self.made.len() <= index {
+            self.made.resize(index + 1, None);
+        }
+        let is_same = |made: &Made| {
+            made.knowledge == *knowledge && made.name == backend.name && made.service == service.name
+        };
+        let made = match self.made[index].take() {
+            Some(made) if is_same(&made) && address(&made.entry) == backend.address => made,
+            _ => Made {
+                service: Arc::clone(&service.name),
+                name: Arc::clone(&backend.name),
+                knowledge: knowledge.clone(),
+                entry: entry(backend.address, knowledge),
+                record: Arc::new(records::record(service, backend, &knowledge.note, self.clock)),
+            },
+        };
+        compiled.tables.backends.insert(id, made.entry);
+        compiled.tables.records.insert(id, Arc::clone(&made.record));
+        self.made[index] = Some(made);
         id
     }
 }
@@ -329,21 +361,24 @@ impl Compiled {
         pool: &Pool,
         mut leaving: Vec<CompiledBackend>,
     ) {
-        let weights: BTreeMap<u16, u32> =
-            placed.target.members.iter().map(|s| (s.member.id, s.weight_in_force())).collect();
-        let total: u64 = weights.values().map(|w| u64::from(*w)).sum();
-        let backend = |(Starter { member, .. }, name): (&Starter, &Arc<str>)| CompiledBackend {
-            name: Arc::clone(name),
-            id: member.id,
-            identity: member.identity,
-            eligible: pool.is_eligible(member.id),
-            usable: pool.is_usable(member.id) || weights.contains_key(&member.id),
-            moves_away: placed.moves_from(member.id),
-            slots: placed.target.counts.get(&member.id).copied().unwrap_or(0),
-            // Without members there is no weight either, so nothing is divided by zero.
-            wanted_share: weights.get(&member.id).map_or(0.0, |w| f64::from(*w) / total as f64),
+        let total: u64 = placed.target.members.iter().map(|s| u64::from(s.weight_in_force())).sum();
+        let mut members = placed.target.members.iter().peekable();
+        let mut backend = |((Starter { member, .. }, name), known): ((&Starter, &Arc<str>), &Knowledge)| {
+            // In the same order.
+            let weight = members.next_if(|s| s.member == *member).map(Starter::weight_in_force);
+            CompiledBackend {
+                name: Arc::clone(name),
+                id: member.id,
+                identity: member.identity,
+                eligible: member.id != 0 && known.is_eligible(),
+                usable: member.id != 0 && (known.is_usable || weight.is_some()),
+                moves_away: placed.moves_from(member.id),
+                slots: placed.target.slots_of(member.id),
+                // Without members there is no weight either, so nothing is divided by zero.
+                wanted_share: weight.map_or(0.0, |weight| f64::from(weight) / total as f64),
+            }
         };
-        let backends = pool.all.iter().zip(&pool.names).map(backend).collect();
+        let backends = pool.all.iter().zip(&pool.names).zip(&pool.knowledge).map(&mut backend).collect();
         for backend in &mut leaving {
             backend.moves_away = placed.moves_from(backend.id);
         }

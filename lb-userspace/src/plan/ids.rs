@@ -4,7 +4,7 @@
 //! quarantine keeps it from meaning somebody else then.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeSet, HashMap, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -12,7 +12,7 @@ use std::{
 use super::ring::Identity;
 
 /// Who has an id: a server of a service, by what makes it that server. Its name may change.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Owner {
     /// Name of the service.
     pub service: Arc<str>,
@@ -30,7 +30,8 @@ pub struct NoId(pub u32);
 pub struct Ids {
     capacity: u32,
     quarantine: Duration,
-    owners: BTreeMap<Owner, u16>,
+    /// Hashed: every backend is looked up within the millisecond that a verdict has.
+    owners: HashMap<Owner, u16>,
     next: u32,
     resting: VecDeque<(Instant, u16)>,
 }
@@ -38,7 +39,7 @@ pub struct Ids {
 impl Ids {
     /// Ids from 1 to `capacity - 1`; a freed one rests for `quarantine`.
     pub fn new(capacity: u32, quarantine: Duration) -> Self {
-        Self { capacity, quarantine, owners: BTreeMap::new(), next: 1, resting: VecDeque::new() }
+        Self { capacity, quarantine, owners: HashMap::new(), next: 1, resting: VecDeque::new() }
     }
 
     /// The owner's id, a new one if it has none.
@@ -74,24 +75,26 @@ impl Ids {
 
     /// Frees the ids of all but these.
     pub fn retain(&mut self, used: &BTreeSet<u16>, now: Instant) {
-        let resting = &mut self.resting;
+        let mut freed = Vec::new();
         self.owners.retain(|_, id| {
             let keep = used.contains(id);
             if !keep {
-                resting.push_back((now, *id));
+                freed.push(*id);
             }
             keep
         });
+        freed.sort_unstable();
+        self.resting.extend(freed.into_iter().map(|id| (now, id)));
+    }
+
+    /// How many are owned.
+    pub fn count(&self) -> usize {
+        self.owners.len()
     }
 
     /// Whether it has one.
     pub fn has(&self, owner: &Owner) -> bool {
         self.owners.contains_key(owner)
-    }
-
-    /// Who has an id.
-    pub fn owners(&self) -> impl Iterator<Item = (&Owner, u16)> {
-        self.owners.iter().map(|(owner, id)| (owner, *id))
     }
 }
 

@@ -23,7 +23,9 @@
 //!
 //! Figures and how to measure them: `docs/ring.md`.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::net::IpAddr;
+
+use crate::flows::BackendSet;
 
 /// What a backend is, on every balancer and whatever its id: the only thing that seeds its permutation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -85,8 +87,8 @@ pub fn build(members: &[Member], size: u32) -> Vec<u16> {
 /// So when a backend goes away, no slot of another one moves, and when it returns it gets back exactly what it had. What
 /// comes out depends on the pool and on who is eligible, not on the order of events.
 pub fn refill(whole: &[u16], eligible: &[Member]) -> Vec<u16> {
-    let ids: BTreeSet<u16> = eligible.iter().filter(|m| m.weight > 0).map(|m| m.id).collect();
-    let keep = |id: &u16| if ids.contains(id) { *id } else { 0 };
+    let ids: BackendSet = eligible.iter().filter(|m| m.weight > 0).map(|m| m.id).collect();
+    let keep = |id: &u16| if ids.contains(*id) { *id } else { 0 };
     hand_out(eligible, whole.iter().map(keep).collect())
 }
 

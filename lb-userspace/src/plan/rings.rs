@@ -6,7 +6,7 @@
 //! here.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -32,7 +32,7 @@ pub struct Wish<'a> {
     /// Those that may take new connections.
     pub members: Vec<Starter>,
     /// Ids of those that are not dead, leaving ones included.
-    pub usable: BTreeSet<u16>,
+    pub usable: Vec<u16>,
     /// Whether its slots move: some of its flows are known by a SYN, and pinned only while they have to be.
     pub moves: bool,
     /// Some of its backends have had no verdict yet. A new ring is then settled at once at each change, for `young` at
@@ -73,8 +73,8 @@ struct Whole {
 pub struct Target {
     /// Those that have slots.
     pub members: Vec<Starter>,
-    /// Slots by backend id.
-    pub counts: BTreeMap<u16, u32>,
+    /// Slots by backend id, up to the last that has any.
+    counts: Vec<u32>,
     ids: Vec<u16>,
     checksum: OnceLock<String>,
 }
@@ -93,7 +93,7 @@ struct State {
     /// Slots have stopped moving, but in the map they may still move.
     is_stopping: bool,
     /// What the words were made with.
-    usable: BTreeSet<u16>,
+    usable: Vec<u16>,
     moves: bool,
 }
 
@@ -115,8 +115,12 @@ impl Target {
         for id in &ids {
             counts[usize::from(*id)] += 1;
         }
-        let counts = (0u16..).zip(counts).filter(|(id, n)| *id != 0 && *n != 0).collect();
         Self { members, counts, ids, checksum: OnceLock::new() }
+    }
+
+    /// Slots that a backend is to have.
+    pub fn slots_of(&self, id: u16) -> u32 {
+        self.counts.get(usize::from(id)).copied().unwrap_or(0)
     }
 
     /// Equal on balancers that choose alike; see [`ring::table_checksum`].

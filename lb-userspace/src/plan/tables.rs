@@ -62,7 +62,7 @@ pub struct Tables {
     /// `BACKENDS`, by id.
     pub backends: BTreeMap<u16, Backend>,
     /// `RECORDS`, by id: whose it is. The program does not read it; dumps show those without a backend only.
-    pub records: BTreeMap<u16, Box<Record>>,
+    pub records: BTreeMap<u16, Arc<Record>>,
     /// `RING`, by first slot. Rings do not overlap.
     pub rings: BTreeMap<u32, Ring>,
     /// `SERVICES4` and `SERVICES6`.
@@ -86,7 +86,7 @@ pub enum Op {
     /// Allows redirection to an interface.
     PutDevice(u32),
     /// Notes whose a backend id is, and what is known of it.
-    PutRecord(u16, Box<Record>),
+    PutRecord(u16, Arc<Record>),
     /// Adds a backend or replaces its entry.
     PutBackend(u16, Backend),
     /// Writes a whole ring at its first slot.

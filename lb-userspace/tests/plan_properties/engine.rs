@@ -2,9 +2,13 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use lb_common::{backend::Backend, service::Service, slot::Slot};
+use lb_common::{
+    backend::Backend,
+    service::Service,
+    slot::{Slot, SlotState},
+};
 use lb_userspace::{
-    config::spec::Limits,
+    config::spec::{AdminState, Limits},
     controller::engine::{Engine, ReconcileError},
     dataplane::{Dataplane, faulty::Faulty, memory::Memory},
     plan::tables::{ServiceKey, Tables},
@@ -41,6 +45,7 @@ fn reconcile(engine: &mut Engine, world: &World) -> Result<(), ReconcileError> {
 /// Each engine has read the clocks at a moment of its own.
 fn without_clock(mut tables: Tables) -> Tables {
     for record in tables.records.values_mut() {
+        let record = Arc::make_mut(record);
         record.drain_since_ns = record.drain_since_ns.min(1);
     }
     tables
@@ -155,6 +160,38 @@ fn stop(step: usize, operations: usize) -> (Watched, bool) {
         assert!(tables == wanted, "{change:?} after {operations}:\n{tables}\ninstead of\n{wanted}");
     }
     (watched, stopped)
+}
+
+/// Slots stop moving while the maps fail: a walk over the pins of slots that still move there settles none.
+#[test]
+fn what_moves_in_the_maps_is_not_settled() {
+    let watched = Watched::new(Memory::new(LIMITS));
+    let mut engine = engine(watched.clone());
+    let mut world = World::new();
+    let states = |engine: &Engine| {
+        let ring = Arc::clone(engine.compiled().services[0].ring());
+        [SlotState::Settled, SlotState::Pinned, SlotState::Moving]
+            .map(|state| ring.iter().filter(|slot| slot.state() == state).count())
+    };
+    world.change(&Change::Service(0));
+    world.tell(&mut engine);
+    engine.reconcile(world.now).expect("it fits");
+    let drained = Change::Admin(0, 0, AdminState::Drain);
+    tell_word(&mut engine, &drained);
+    engine.reconcile(world.now).expect("it fits");
+    let [settled, 0, moving] = states(&engine) else { panic!("nothing is pinned yet") };
+    tell_word(&mut engine, &Change::Admin(0, 0, AdminState::Active));
+    watched.refuse_after(1);
+    engine.reconcile(world.now).expect_err("the record passes, the slots are refused");
+    let mut walk_after = |seconds| {
+        world.change(&Change::Seconds(seconds));
+        engine.on_walk(walk(&engine, 0, world.now));
+        engine.reconcile(world.now).expect("nothing is refused any more");
+        states(&engine)
+    };
+    assert_eq!(walk_after(5), [settled, moving, 0], "the walk saw pins of slots that moved");
+    assert_eq!(walk_after(0), [settled, moving, 0]);
+    assert_eq!(walk_after(1), [settled + moving, 0, 0]);
 }
 
 /// Three backends up, one service.

@@ -180,6 +180,26 @@ fn who_was_disabled_or_dead_does_not_leave_over_a_restart() {
     }
 }
 
+/// Nobody is left to name the service of a ring, but connections are pinned in it.
+#[test]
+fn a_ring_that_names_nobody_is_adopted() {
+    let memory = Memory::new(spec(THREE).limits);
+    let mut first = running_on(memory.clone());
+    first.set_verdict(key("s1"), Verdict { health: Health::Down, cause: Reason::L7Status(503) });
+    first.reconcile(Instant::now()).expect("it fits");
+    for name in ["s1", "s2", "s3"] {
+        first.set_health(key(name), Health::Down);
+    }
+    first.reconcile(Instant::now()).expect("it fits");
+    let before = memory.tables();
+    let pinned = before.rings[&0].iter().filter(|slot| slot.current() == 0 && !slot.is_settled()).count();
+    assert!(pinned > 80, "{pinned}");
+    let mut engine = Engine::adopt(spec(THREE), Box::new(memory.clone()), Instant::now()).expect("read");
+    engine.set_devices([(2, "eth0".to_owned())].into());
+    engine.reconcile(Instant::now()).expect("it fits");
+    assert_eq!(memory.tables().rings, before.rings);
+}
+
 /// Three servers are replaced by three others where there are ids for four: they wait, and get them.
 #[test]
 fn ids_that_are_short_come_free() {

@@ -25,7 +25,7 @@ impl Known {
                 self.unanswered.remove(address);
             }
         }
-        self.next_hops = next_hops;
+        self.next_hops = next_hops.into_iter().collect();
     }
 
     /// Index of the interface that packets to an address leave by, if there is a way to it.

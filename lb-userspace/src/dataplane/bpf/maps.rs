@@ -140,7 +140,7 @@ impl BpfMaps {
         tables.backends = self.read_backends()?.into_iter().collect();
         let records = sys::read_array(&self.records, Record::NONE).map_err(MapError::IoError)?;
         let records = (0u16..).zip(records).filter(|(_, record)| *record != Record::NONE);
-        tables.records = records.map(|(id, record)| (id, Box::new(record))).collect();
+        tables.records = records.map(|(id, record)| (id, record.into())).collect();
         let words = self.slots.words();
         for (base, ring) in &expected.rings {
             let span = *base as usize..*base as usize + ring.len();

@@ -230,7 +230,7 @@ fn when_all_are_down_connections_fail_and_it_is_counted() {
     }
     wait_status(&lab, 3 * SECOND, "all are down", |s| s.backends("web").iter().all(|b| b.health == "down"));
     assert_eq!(lab.client().burst(&[HTTP_V4], 10, 10, SECOND / 2).unwrap().answered(), 0);
-    assert!(lab.status().unwrap().outcome("drop_no_backend") >= 10);
+    assert!(lab.status().unwrap().outcome("rejected") >= 10);
     lab.start_server("s1").unwrap();
     wait_status(&lab, 3 * SECOND, "s1 is up", |s| s.has_health("web", "s1", "up"));
     assert_eq!(burst(&lab, HTTP_V4, 100).count("s1"), 100);

@@ -97,6 +97,50 @@ struct State {
     moves: bool,
 }
 
+/// What became of the slots of a ring. Flat, and counted as they change: 65,537 of them do within the millisecond that
+/// a verdict has.
+struct Tally {
+    moving: u32,
+    pinned: u32,
+    /// A slot stopped moving.
+    stopped: bool,
+    /// By backend id: slots began to move away from it.
+    began: Vec<bool>,
+    /// By backend id: slots move away from it.
+    left: Vec<bool>,
+}
+
+impl Tally {
+    /// For slots that move away from backends with ids up to `last`.
+    fn new(last: u16) -> Self {
+        let none = vec![false; usize::from(last) + 1];
+        Self { moving: 0, pinned: 0, stopped: false, began: none.clone(), left: none }
+    }
+
+    fn add(&mut self, old: Slot, new: Slot) {
+        if new.is_moving() {
+            self.moving += 1;
+            let previous = usize::from(new.previous());
+            self.began[previous] |= !old.is_moving() || old.previous() != new.previous();
+            self.left[previous] = true;
+        } else if !new.is_settled() {
+            self.pinned += 1;
+            self.stopped |= old.is_moving();
+        }
+    }
+}
+
+impl State {
+    /// Counts, and when something began.
+    fn note(&mut self, tally: &Tally, now: Instant) {
+        (self.moving, self.pinned) = (tally.moving, tally.pinned);
+        self.is_stopping |= tally.stopped;
+        let began = (0u16..).zip(&tally.began).filter(|(_, began)| **began);
+        self.moving_since.extend(began.map(|(id, _)| (id, now)));
+        self.moving_since.retain(|id, _| tally.left.get(usize::from(*id)).is_some_and(|left| *left));
+    }
+}
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub struct Rings {
@@ -156,42 +200,25 @@ impl Placed {
         // Sets are flat here: 65,537 slots are looked at within the millisecond that a verdict has.
         let ended: BackendSet = ended.collect();
         let usable: BackendSet = wish.usable.iter().copied().collect();
-        let next = |(word, wanted): (&Slot, &u16)| {
-            if !wish.moves || gathers {
-                return Slot::settled(*wanted);
+        let mut tally = Tally::new(wish.usable.iter().copied().max().unwrap_or(0));
+        let next = |(old, wanted): (&Slot, &u16)| {
+            let mut new = Slot::settled(*wanted);
+            if wish.moves && !gathers {
+                new = old.advance(*wanted, |id| usable.contains(id));
+                if new.is_moving() && ended.contains(new.previous()) {
+                    new = new.end_move();
+                }
             }
-            let word = word.advance(*wanted, |id| usable.contains(id));
-            if word.is_moving() && ended.contains(word.previous()) { word.end_move() } else { word }
+            tally.add(*old, new);
+            new
         };
         let words: Ring = self.words.iter().zip(&self.target.ids).map(next).collect();
-        self.note(&words, now);
+        self.state.note(&tally, now);
         self.state.usable.clone_from(&wish.usable);
         self.state.moves = wish.moves;
         if *words != *self.words {
             self.words = words;
         }
-    }
-
-    /// Counts, and notes when something began.
-    fn note(&mut self, words: &Ring, now: Instant) {
-        let state = &mut self.state;
-        (state.moving, state.pinned) = (0, 0);
-        let last = words.iter().map(|word| word.previous()).max().unwrap_or(0);
-        let (mut began, mut left) = (vec![false; usize::from(last) + 1], vec![false; usize::from(last) + 1]);
-        for (old, new) in self.words.iter().zip(words.iter()) {
-            if new.is_moving() {
-                state.moving += 1;
-                let previous = usize::from(new.previous());
-                began[previous] |= !old.is_moving() || old.previous() != new.previous();
-                left[previous] = true;
-            } else if !new.is_settled() {
-                state.pinned += 1;
-                state.is_stopping |= old.is_moving();
-            }
-        }
-        let began = (0u16..).zip(began).filter(|(_, began)| *began);
-        state.moving_since.extend(began.map(|(id, _)| (id, now)));
-        state.moving_since.retain(|id, _| left.get(usize::from(*id)).is_some_and(|left| *left));
     }
 
     /// The words of another run of the controller: what moves has only begun to, as far as is known.
@@ -208,7 +235,9 @@ impl Placed {
             state: State::default(),
             gathering_since: None,
         };
-        placed.note(&words, now);
+        let mut tally = Tally::new(words.iter().map(|word| word.previous()).max().unwrap_or(0));
+        words.iter().for_each(|word| tally.add(Slot::EMPTY, *word));
+        placed.state.note(&tally, now);
         placed.words = words;
         (placed.state.pinned_since, placed.state.is_stopping) = (Some(now), false);
         placed

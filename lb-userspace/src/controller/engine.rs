@@ -350,6 +350,11 @@ impl Engine {
         Ok(())
     }
 
+    /// Whether the maps have room for another spec.
+    pub fn fits(&self, spec: &Spec, now: Instant) -> Result<(), CapacityError> {
+        self.compiler.fits(spec, now)
+    }
+
     /// What the tables would be with another spec once its new servers are up; the maps and this engine stay as they
     /// are.
     pub fn preview(&self, spec: &Arc<Spec>, now: Instant) -> Result<Compiled, CapacityError> {

@@ -25,6 +25,7 @@ mod work;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -57,6 +58,15 @@ const RETRY_FIRST: Duration = Duration::from_millis(50);
 /// Retries are no further apart.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
+/// A backend as the probes and the guard were told of it.
+#[derive(PartialEq)]
+struct Probed {
+    key: BackendRef,
+    address: IpAddr,
+    health: Arc<HealthSpec>,
+    guard_timeout: Duration,
+}
+
 /// The controller's state. Not generic over what attaches, so that tests can stand in for the kernel.
 pub struct Controller {
     engine: Engine,
@@ -66,6 +76,10 @@ pub struct Controller {
     links: Option<BTreeMap<String, LinkInfo>>,
     checks: HealthChecks,
     net: NetHandle,
+    /// What the probes and the guard were told last.
+    probed: Vec<Probed>,
+    /// Whose next hops the network is watched for.
+    wanted: BTreeSet<IpAddr>,
     options: Options,
     generation: u64,
     reloads: u64,
@@ -106,6 +120,8 @@ impl Controller {
             links: None,
             checks,
             net,
+            probed: Vec::new(),
+            wanted: BTreeSet::new(),
             options,
             generation: 1,
             reloads: 0,
@@ -151,16 +167,32 @@ impl Controller {
             spec.services.iter().map(|s| (&*s.name, Arc::new(s.health.clone()))).collect();
         let mut addresses: BTreeSet<_> =
             spec.services.iter().flat_map(|s| &s.backends).map(|b| b.address).collect();
-        let mut targets = Vec::new();
+        let mut probed = Vec::new();
         for (service, key, address) in known.probed() {
             addresses.insert(address);
-            let Verdict { health: last, cause } = known.verdict(&key);
-            let initial = (last != Health::Unknown).then_some((last, cause));
-            targets.push(Target { key, address, spec: Arc::clone(&health[&*service.name]), initial });
+            let health = Arc::clone(&health[&*service.name]);
+            probed.push(Probed { key, address, health, guard_timeout: service.guard_timeout });
         }
-        self.net.set_wanted(addresses);
-        self.follow_subjects(Instant::now());
-        self.checks.set_targets(targets);
+        if addresses != self.wanted {
+            self.net.set_wanted(addresses.clone());
+            self.wanted = addresses;
+        }
+        // Ten thousand probes are not to be looked through for a change of a weight.
+        if probed != self.probed {
+            let target = |probed: &Probed| {
+                let Verdict { health, cause } = known.verdict(&probed.key);
+                Target {
+                    key: probed.key.clone(),
+                    address: probed.address,
+                    spec: Arc::clone(&probed.health),
+                    initial: (health != Health::Unknown).then_some((health, cause)),
+                }
+            };
+            let targets = probed.iter().map(target).collect();
+            self.probed = probed;
+            self.follow_subjects(Instant::now());
+            self.checks.set_targets(targets);
+        }
         self.follow_interfaces();
     }
 
@@ -192,7 +224,7 @@ impl Controller {
         changes
     }
 
-    fn obstacles(&self) -> BTreeMap<std::net::IpAddr, Option<String>> {
+    fn obstacles(&self) -> BTreeMap<IpAddr, Option<String>> {
         let spec = self.engine.spec();
         let addresses = spec.services.iter().flat_map(|s| &s.backends).map(|b| b.address);
         addresses.map(|address| (address, self.engine.known().obstacle(address))).collect()
@@ -381,17 +413,15 @@ impl Controller {
             return;
         }
         let new = Arc::new(loaded.spec);
-        let after = match self.engine.preview(&new, now) {
-            Ok(after) => after,
-            Err(error) => {
-                self.event(EventKind::Config, None, format!("refused: {error}"));
-                self.last_error = Some(error.to_string());
-                reply.errors.push(error.to_string());
-                return;
-            }
-        };
-        let plan = reload::plan(&old, &new, self.engine.compiled(), &after, |_| false);
-        reply.changes = reload::lines(&plan);
+        if let Err(error) = self.engine.fits(&new, now) {
+            self.event(EventKind::Config, None, format!("refused: {error}"));
+            self.last_error = Some(error.to_string());
+            reply.errors.push(error.to_string());
+            return;
+        }
+        // What is said of a change says nothing of slots: those that are there do.
+        let compiled = self.engine.compiled();
+        reply.changes = reload::lines(&reload::plan(&old, &new, compiled, compiled, |_| false));
         if old.admin != new.admin {
             reply.warnings.push("a change of `admin` takes effect at the next start".into());
         }

@@ -176,7 +176,7 @@ fn keep_words(controller: &mut Controller, options: &Options, adopted: bool) {
 /// The first attachments and tables.
 fn begin(controller: &mut Controller, first: &NetEvent, adopted: bool) -> Result<()> {
     // What does not fit the maps is refused here; later it could only be tried again and again.
-    controller.engine.preview(&Arc::clone(controller.spec()), Instant::now())?;
+    controller.engine.fits(controller.spec(), Instant::now())?;
     for change in controller.on_net(first) {
         // After a crash, one interface that is gone must not keep the controller from the others.
         if let (Change::Failed { name, why }, false) = (change, adopted) {

@@ -10,6 +10,7 @@ pub use entries::most_of_a_family;
 pub use input::{Input, Knowledge, Known, Route};
 
 use std::{
+    collections::BTreeSet,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -34,7 +35,7 @@ use super::{
     slow_start::{LEVELS, SlowStart, Starter},
     tables::{Ring, ServiceKey, Tables, address},
 };
-use crate::config::spec::{BackendSpec, Limits, OnAllDown, Protocol, ServiceSpec, Spec, Tracking};
+use crate::config::spec::{BackendSpec, Limits, Listen, OnAllDown, Protocol, ServiceSpec, Spec, Tracking};
 
 /// An id rests for so long before another backend gets it: longer than any packet is under way.
 const ID_QUARANTINE: Duration = Duration::from_mins(1);
@@ -174,6 +175,32 @@ impl Compiler {
         }
     }
 
+    /// Whether a spec fits beside what is there: what leaves keeps its id and its place for a while.
+    pub fn fits(&self, spec: &Spec, now: Instant) -> Result<(), CapacityError> {
+        let (mut ids, mut rings) = (self.ids.clone(), self.rings.clone());
+        for service in &spec.services {
+            for backend in &service.backends {
+                ids.get(&owner(service, backend), now)?;
+            }
+            rings.reserve(&service.name, service.ring_size)?;
+        }
+        let markers = |s: &ServiceSpec| {
+            let marker = |l: &Listen| ServiceKey::new(l.address, 0, 0);
+            s.listen.iter().map(marker).collect::<Vec<_>>()
+        };
+        let all: BTreeSet<ServiceKey> =
+            spec.services.iter().flat_map(|s| keys(s).chain(markers(s))).collect();
+        self.services_fit(all.iter())
+    }
+
+    fn services_fit<'a>(&self, keys: impl Iterator<Item = &'a ServiceKey>) -> Result<(), CapacityError> {
+        let needed = most_of_a_family(keys);
+        if needed > self.services as usize {
+            return Err(CapacityError::Services { needed, capacity: self.services });
+        }
+        Ok(())
+    }
+
     /// The tables for what is known, if all of it fits.
     pub fn compile(&mut self, input: &Input<'_>) -> Result<Compiled, CapacityError> {
         let compiled = self.compile_what_fits(input)?;
@@ -192,10 +219,7 @@ impl Compiler {
         for service in &input.spec.services {
             self.service(service, hash_key, input, &mut compiled);
         }
-        let needed = most_of_a_family(compiled.tables.services.keys());
-        if needed > self.services as usize {
-            return Err(CapacityError::Services { needed, capacity: self.services });
-        }
+        self.services_fit(compiled.tables.services.keys())?;
         Ok(compiled)
     }
 

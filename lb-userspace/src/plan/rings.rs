@@ -261,6 +261,14 @@ impl Rings {
         }
     }
 
+    /// Takes the place that a service's ring would get.
+    pub fn reserve(&mut self, service: &str, size: u32) -> Result<(), NoRoom> {
+        if self.placed.get(service).is_none_or(|placed| placed.size != size) {
+            self.space.take(size)?;
+        }
+        Ok(())
+    }
+
     /// The service's ring as it is wished for, where it stands; made anew only in what differs. Without room for one of
     /// that size it stays as large as it is, if it is there: [`Placed::size`] says.
     pub fn place(&mut self, wish: &Wish<'_>, now: Instant) -> Result<&Placed, NoRoom> {

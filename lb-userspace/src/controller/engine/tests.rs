@@ -465,3 +465,24 @@ fn first_verdicts_move_nothing_but_what_comes_after_them_does() {
     let over = moving_after(Duration::from_millis(40), &["s1", "s2"]);
     assert!(over[1] > 0 && over[2] > 0, "{over:?}");
 }
+
+#[test]
+fn what_fits_is_what_can_be_compiled() {
+    let engine = running();
+    let file = spec(THREE);
+    let with = |limits: Limits| {
+        let engine = Engine::new(Arc::clone(&file), Box::new(Memory::new(limits)));
+        let limited = Arc::new(Spec { limits, ..(*file).clone() });
+        let engine = Engine { compiler: Compiler::new(&limits, engine.clock), ..engine };
+        let fits = engine.fits(&limited, Instant::now()).map_err(|e| e.to_string());
+        let compiles = engine.preview(&limited, Instant::now()).map(drop).map_err(|e| e.to_string());
+        assert_eq!(fits, compiles, "{limits:?}");
+        fits.is_ok()
+    };
+    assert!(engine.fits(&file, Instant::now()).is_ok());
+    let enough = Limits { services: 2, backends: 4, slots: 251, flows: 1 };
+    assert!(with(enough));
+    assert!(!with(Limits { services: 1, ..enough }));
+    assert!(!with(Limits { backends: 3, ..enough }));
+    assert!(!with(Limits { slots: 250, ..enough }));
+}

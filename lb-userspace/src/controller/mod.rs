@@ -435,6 +435,11 @@ impl Controller {
             if reply.changes.is_empty() { "no service changed".into() } else { reply.changes.join("; ") };
         self.event(EventKind::Config, None, format!("generation {}: {changes}", self.generation));
         self.engine.set_spec(new, now);
+        // What can be in force at once is; probes and next hops may take their time.
+        if self.reconcile(now) {
+            let took = now.elapsed().as_secs_f64() * 1e3;
+            tracing::info!("generation {} is in force {took:.1} ms after it was asked for", self.generation);
+        }
         self.follow_spec();
         self.reconcile(now);
     }

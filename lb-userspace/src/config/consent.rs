@@ -1,10 +1,6 @@
 //! Which changes of the configuration wait for a human, and why. Pure.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt,
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, fmt};
 
 use super::spec::{BackendSpec, ServiceSpec, Spec};
 
@@ -151,15 +147,21 @@ fn changed(keys: &[(&'static str, bool)]) -> Vec<&'static str> {
     keys.iter().filter(|(_, changed)| *changed).map(|(key, _)| *key).collect()
 }
 
-/// What makes a backend the same one: its service, address and port, never its name or place.
-fn identities(spec: &Spec) -> BTreeSet<(&str, IpAddr, Option<u16>)> {
-    spec.services.iter().flat_map(|s| s.backends.iter().map(|b| (&*s.name, b.address, b.port))).collect()
-}
-
 fn removed_backends(old: &Spec, new: &Spec) -> Option<Held> {
-    let (old, new) = (identities(old), identities(new));
-    let removed = old.difference(&new).count();
-    (removed * 2 > old.len()).then_some(Held::RemovesBackends { removed, of: old.len() })
+    let new_services = by_name(new);
+    // Its service, address and port make a backend the same one, never its name or place.
+    let is_same = |a: &BackendSpec, b: &BackendSpec| a.address == b.address && a.port == b.port;
+    let removed_of = |old: &ServiceSpec| {
+        let new = new_services.get(&*old.name).map_or(&[][..], |service| &service.backends);
+        let stays = |(place, backend): (usize, &BackendSpec)| {
+            // Most stand where they stood.
+            new.get(place).is_some_and(|b| is_same(b, backend)) || new.iter().any(|b| is_same(b, backend))
+        };
+        old.backends.iter().enumerate().filter(|at| !stays(*at)).count()
+    };
+    let removed: usize = old.services.iter().map(removed_of).sum();
+    let of = old.services.iter().map(|service| service.backends.len()).sum();
+    (removed * 2 > of).then_some(Held::RemovesBackends { removed, of })
 }
 
 /// Whether `new` is `old` without some backends, services, listens or interfaces, and nothing else: no key has

@@ -1,6 +1,6 @@
 //! A new file: what it changes, what waits for consent, what is said about it. Pure.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     api::model::{Change, PlanReply, ServicePlan},
@@ -32,7 +32,8 @@ pub fn plan(
             None => added(service),
         })
         .collect();
-    let is_gone = |s: &&ServiceSpec| !new.services.iter().any(|n| n.name == s.name);
+    let names: BTreeSet<&str> = new.services.iter().map(|s| &*s.name).collect();
+    let is_gone = |s: &&ServiceSpec| !names.contains(&*s.name);
     services.extend(old.services.iter().filter(is_gone).map(removed));
     if old.hash_seed != new.hash_seed {
         for service in

@@ -177,11 +177,16 @@ impl Compiler {
 
     /// Whether a spec fits beside what is there: what leaves keeps its id and its place for a while.
     pub fn fits(&self, spec: &Spec, now: Instant) -> Result<(), CapacityError> {
-        let (mut ids, mut rings) = (self.ids.clone(), self.rings.clone());
-        for service in &spec.services {
-            for backend in &service.backends {
-                ids.get(&owner(service, backend), now)?;
+        let owners = spec.services.iter().flat_map(|s| s.backends.iter().map(move |b| owner(s, b)));
+        let new: Vec<Owner> = owners.filter(|owner| !self.ids.has(owner)).collect();
+        if !new.is_empty() {
+            let mut ids = self.ids.clone();
+            for owner in &new {
+                ids.get(owner, now)?;
             }
+        }
+        let mut rings = self.rings.clone();
+        for service in &spec.services {
             rings.reserve(&service.name, service.ring_size)?;
         }
         let markers = |s: &ServiceSpec| {

@@ -22,6 +22,8 @@ const EVENTS: usize = 400;
 enum Rule {
     /// A SYN whose pin is refused goes to previous.
     RefusedSynToPrevious,
+    /// A full table refuses. (An LRU map pushes out the pin that was seen longest ago.)
+    FullRefuses,
     /// A SYN on a moving slot is pinned.
     NewIsPinned,
     /// Another segment on a moving slot is pinned to previous.
@@ -45,8 +47,9 @@ enum Rule {
     SlotAfterPin,
 }
 
-const RULES: [Rule; 11] = [
+const RULES: [Rule; 12] = [
     Rule::RefusedSynToPrevious,
+    Rule::FullRefuses,
     Rule::NewIsPinned,
     Rule::OldIsPinned,
     Rule::PinnedFollows,
@@ -256,6 +259,12 @@ impl Model {
                 self.pins[packet.key] = pin.map(|_| self.pin(&packet, to));
                 Some(to)
             }
+            Decision::Pin { to, .. }
+                if pin.is_none() && packet.is_refused && self.is_without(Rule::FullRefuses) =>
+            {
+                self.push_out_oldest();
+                return self.rest_or_go_on(Packet { next: Step::Insert(to), ..packet });
+            }
             Decision::Pin { refused, .. } if pin.is_none() && packet.is_refused => {
                 self.refused_at = self.now;
                 Some(refused)
@@ -273,6 +282,13 @@ impl Model {
             }
         };
         self.arrive(&packet, to);
+    }
+
+    fn push_out_oldest(&mut self) {
+        let seen = |pin: &Option<Pin>| pin.map_or(u64::MAX, |pin| pin.last_seen_ns);
+        if let Some(oldest) = self.pins.iter_mut().min_by_key(|pin| seen(pin)) {
+            *oldest = None;
+        }
     }
 
     fn follow(&mut self, packet: &Packet) -> Option<u16> {

@@ -83,8 +83,10 @@ fn one_of_two_balancers_is_lost_and_no_connection_is() {
     pair.lose(0).unwrap();
     exchange(&long);
     // Once more: those that have waited longest come last.
+    let carried = forwarded(&pair, 1);
     let report = exchange(&long);
-    assert!(report.max_stall.values().max() > Some(&(SECOND / 10)), "half of them lost a packet: {report}");
+    let carried = forwarded(&pair, 1) - carried;
+    assert!(carried >= 4 * LONG as u64, "the other one carries all of them: {carried} packets, {report}");
     assert_eq!((report.alive_total(), report.broken.len(), report.strays), (LONG as u64, 0, 0), "{report}");
     assert_eq!(report.alive, before.alive, "every connection is where it was");
     assert_eq!(report.stalled, 0, "{report}");

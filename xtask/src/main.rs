@@ -1,7 +1,8 @@
-//! The project's only door: `cargo xtask build | test | lint | run | lab`.
+//! The project's only door: `cargo xtask build | test | lint | bench | run | lab`.
 //!
 //! Each command prints what it runs; root is needed only where it says so.
 
+mod bench;
 mod build;
 mod control;
 mod lab;
@@ -41,6 +42,8 @@ enum Command {
     },
     /// Runs every test; needs root
     Test(test::Args),
+    /// Measures what a packet, a request and a change cost; needs root, about 3 minutes
+    Bench(bench::Args),
     /// Format and clippy, warnings as errors, for the host and for BPF
     Lint,
 }
@@ -53,6 +56,7 @@ fn main() -> ExitCode {
         Command::Lab(args) => lab::run(args),
         Command::LabServer { words } => return lb_lab::server::main(words),
         Command::Test(args) => test::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Lint => test::lint(),
     };
     match result {

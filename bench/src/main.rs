@@ -1,0 +1,76 @@
+//! The harness behind `cargo xtask bench`: what a packet, a request and a change of the tables cost.
+//!
+//! `packets/` counts nanoseconds inside the kernel, `end_to_end/` packets and requests through namespaces, `controller.rs`
+//! what the controller does. Each part answers a report that prints as a table and serialises.
+
+mod controller;
+mod end_to_end;
+mod packets;
+mod report;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::{Parser, ValueEnum};
+
+/// What xlb costs on this machine; needs root. Built and started by `cargo xtask bench`.
+#[derive(Parser)]
+#[command(name = "cargo xtask bench", bin_name = "cargo xtask bench")]
+pub struct Options {
+    /// Shows that it works, in about 20 s; the figures are rough
+    #[arg(long)]
+    pub quick: bool,
+    /// One JSON document instead of tables
+    #[arg(long)]
+    pub json: bool,
+    /// Only these parts
+    #[arg(value_enum)]
+    pub parts: Vec<Part>,
+    /// Directory of the eBPF objects of the bench
+    #[arg(long, hide = true, default_value = "target/bpf")]
+    pub objects: PathBuf,
+    /// The `xlb` to run
+    #[arg(long, hide = true, default_value = "target/release/xlb")]
+    pub xlb: PathBuf,
+}
+
+/// A part of the bench.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Part {
+    /// Nanoseconds of a packet, inside the kernel
+    Packets,
+    /// Packets and requests per second through namespaces, beside other balancers
+    EndToEnd,
+    /// Rings, plans, reloads, memory
+    Controller,
+}
+
+fn main() -> ExitCode {
+    match run(&Options::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> anyhow::Result<()> {
+    let wanted = |part| options.parts.is_empty() || options.parts.contains(&part);
+    let mut report = report::Report::new(options.quick);
+    if wanted(Part::Packets) {
+        report.sections.extend(packets::run(options)?);
+    }
+    if wanted(Part::EndToEnd) {
+        report.sections.extend(end_to_end::run(options)?);
+    }
+    if wanted(Part::Controller) {
+        report.sections.extend(controller::run(options)?);
+    }
+    report.finish();
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&report)?)
+    } else {
+        print!("{report}")
+    }
+    Ok(())
+}

@@ -68,9 +68,9 @@ fn run(options: &Options) -> anyhow::Result<()> {
     }
     report.finish();
     if options.json {
-        println!("{}", serde_json::to_string_pretty(&report)?)
+        println!("{}", serde_json::to_string_pretty(&report)?);
     } else {
-        print!("{report}")
+        print!("{report}");
     }
     Ok(())
 }

@@ -5,11 +5,13 @@ mod follow;
 mod network;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
+
+use foldhash::{HashMap, HashMapExt as _};
 
 use crate::{
     config::spec::{AdminState, BackendSpec, DrainEnd, OnDown, ServiceSpec, Spec},

@@ -1,6 +1,9 @@
 //! A new file: what it changes, what waits for consent, what is said about it. Pure.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use crate::{
     api::model::{Change, PlanReply, ServicePlan},
@@ -108,6 +111,8 @@ fn changed(
     };
     let rehashed = old.hash != new.hash || old.forward != new.forward || old.ring_size != new.ring_size;
     let slots_moved = match (before, after) {
+        // The same words, not only equal ones.
+        (Some(before), Some(after)) if !rehashed && Arc::ptr_eq(before.ring(), after.ring()) => 0,
         (Some(before), Some(after)) if !rehashed => {
             before.ring().iter().zip(after.ring().iter()).filter(|(a, b)| a.current() != b.current()).count()
                 as u32

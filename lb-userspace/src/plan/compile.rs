@@ -185,10 +185,7 @@ impl Compiler {
                 ids.get(owner, now)?;
             }
         }
-        let mut rings = self.rings.clone();
-        for service in &spec.services {
-            rings.reserve(&service.name, service.ring_size)?;
-        }
+        self.rings.have_room(spec.services.iter().map(|s| (&*s.name, s.ring_size)))?;
         let markers = |s: &ServiceSpec| {
             let marker = |l: &Listen| ServiceKey::new(l.address, 0, 0);
             s.listen.iter().map(marker).collect::<Vec<_>>()

@@ -4,10 +4,12 @@
 //! quarantine keeps it from meaning somebody else then.
 
 use std::{
-    collections::{BTreeSet, HashMap, VecDeque},
+    collections::{BTreeSet, VecDeque},
     sync::Arc,
     time::{Duration, Instant},
 };
+
+use foldhash::{HashMap, HashMapExt as _};
 
 use super::ring::Identity;
 

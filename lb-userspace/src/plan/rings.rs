@@ -261,12 +261,11 @@ impl Rings {
         }
     }
 
-    /// Takes the place that a service's ring would get.
-    pub fn reserve(&mut self, service: &str, size: u32) -> Result<(), NoRoom> {
-        if self.placed.get(service).is_none_or(|placed| placed.size != size) {
-            self.space.take(size)?;
-        }
-        Ok(())
+    /// Whether there are places for rings of these services, beside what is there.
+    pub fn have_room<'a>(&self, wanted: impl Iterator<Item = (&'a str, u32)>) -> Result<(), NoRoom> {
+        let mut space = self.space.clone();
+        let new = wanted.filter(|(service, size)| self.placed.get(*service).is_none_or(|p| p.size != *size));
+        new.map(|(_, size)| size).try_for_each(|size| space.take(size).map(drop))
     }
 
     /// The service's ring as it is wished for, where it stands; made anew only in what differs. Without room for one of

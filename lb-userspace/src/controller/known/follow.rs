@@ -18,16 +18,34 @@ impl Known {
     /// whatever name; a server that took over another's name is another one. Who is no longer named leaves, and who
     /// is named again is back.
     pub fn set_spec(&mut self, spec: Arc<Spec>, now: Instant) {
-        let before = std::mem::replace(self, Self::new(spec));
-        let spec = Arc::clone(&self.spec);
-        (self.next_hops, self.devices) = (before.next_hops.clone(), before.devices.clone());
-        self.last_routes.clone_from(&before.last_routes);
-        self.unanswered.clone_from(&before.unanswered);
-        self.held.clone_from(&before.held);
-        let old: BTreeMap<&str, &ServiceSpec> = before.spec.services.iter().map(|s| (&*s.name, s)).collect();
-        for service in &spec.services {
-            self.follow_service(&before, old.get(&*service.name).copied(), service, now);
+        let old_spec = std::mem::replace(&mut self.spec, Arc::clone(&spec));
+        let new: BTreeMap<&str, &ServiceSpec> = spec.services.iter().map(|s| (&*s.name, s)).collect();
+        // Most services are as they were, and there may be a thousand: what is known of them stays where it is.
+        let differs = |service: &&ServiceSpec| new.get(&*service.name) != Some(service);
+        let mut before = Self::new(Arc::clone(&old_spec));
+        before.held.clone_from(&self.held);
+        for service in old_spec.services.iter().filter(differs) {
+            self.move_service(service, &mut before);
         }
+        let old: BTreeMap<&str, &ServiceSpec> = old_spec.services.iter().map(|s| (&*s.name, s)).collect();
+        for service in &spec.services {
+            let was = old.get(&*service.name).copied();
+            if was != Some(service) {
+                self.follow_service(&before, was, service, now);
+            }
+        }
+    }
+
+    /// Hands over what is known of a service's backends.
+    fn move_service(&mut self, service: &ServiceSpec, to: &mut Self) {
+        let leaving = self.leaving.remove(&service.name);
+        let keys = service.backends.iter().map(|backend| backend_ref(service, backend));
+        for key in keys.chain(leaving.iter().flatten().map(|left| left.key.clone())) {
+            to.verdicts.extend(self.verdicts.remove(&key).map(|verdict| (key.clone(), verdict)));
+            to.words.extend(self.words.remove(&key).map(|word| (key.clone(), word)));
+            to.drains.extend(self.drains.remove(&key).map(|since| (key, since)));
+        }
+        to.leaving.extend(leaving.map(|leaving| (Arc::clone(&service.name), leaving)));
     }
 
     /// What was known of a service's backends, when the file called them as in `old`.

@@ -18,7 +18,8 @@ impl Known {
     /// whatever name; a server that took over another's name is another one. Who is no longer named leaves, and who
     /// is named again is back.
     pub fn set_spec(&mut self, spec: Arc<Spec>, now: Instant) {
-        let old_spec = std::mem::replace(&mut self.spec, Arc::clone(&spec));
+        let old_spec = std::mem::replace(&mut self.spec, spec);
+        let spec = Arc::clone(&self.spec);
         let new: BTreeMap<&str, &ServiceSpec> = spec.services.iter().map(|s| (&*s.name, s)).collect();
         // Most services are as they were, and there may be a thousand: what is known of them stays where it is.
         let differs = |service: &&ServiceSpec| new.get(&*service.name) != Some(service);

@@ -40,6 +40,8 @@ pub struct Section {
     pub columns: Vec<String>,
     /// The rows.
     pub rows: Vec<Row>,
+    /// What figures are held against.
+    pub bars: Vec<Bar>,
     /// What one has to know to read it.
     pub notes: Vec<String>,
 }
@@ -53,12 +55,31 @@ pub struct Row {
     pub values: Vec<Option<f64>>,
 }
 
-#[expect(dead_code, reason = "the parts come next")]
+/// A ratio within one run, and what it is to be.
+#[derive(Serialize)]
+pub struct Bar {
+    /// Of what to what.
+    pub what: String,
+    /// As measured.
+    pub ratio: f64,
+    /// The bar.
+    pub at_most: f64,
+    /// Whether it is kept.
+    pub holds: bool,
+}
+
+impl Bar {
+    /// A ratio that is to be `at_most` at most.
+    pub fn new(what: &str, ratio: f64, at_most: f64) -> Self {
+        Self { what: what.into(), ratio, at_most, holds: ratio <= at_most }
+    }
+}
+
 impl Section {
     /// An empty table.
     pub fn new(title: &str, columns: &[&str]) -> Self {
         let columns = columns.iter().map(|&c| c.into()).collect();
-        Self { title: title.into(), columns, rows: Vec::new(), notes: Vec::new() }
+        Self { title: title.into(), columns, rows: Vec::new(), bars: Vec::new(), notes: Vec::new() }
     }
 
     /// Adds a case.
@@ -107,18 +128,38 @@ impl fmt::Display for Report {
 
 impl fmt::Display for Section {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = Table::new();
-        table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(&self.columns);
-        for Row { case, values } in &self.rows {
-            let values = values.iter().map(|value| value.map_or_else(String::new, figure));
-            table.add_row(std::iter::once(case.clone()).chain(values));
+        writeln!(f, "{}", self.title)?;
+        if !self.rows.is_empty() {
+            let row = |Row { case, values }: &Row| {
+                let values = values.iter().map(|value| value.map_or_else(String::new, figure));
+                std::iter::once(case.clone()).chain(values).collect()
+            };
+            write_table(f, &self.columns, self.rows.iter().map(row))?;
         }
-        for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
+        if !self.bars.is_empty() {
+            let row = |bar: &Bar| {
+                let holds = if bar.holds { "yes" } else { "NO" };
+                vec![bar.what.clone(), figure(bar.ratio), figure(bar.at_most), holds.into()]
+            };
+            let columns = ["bar", "is", "at most", "holds"].map(String::from);
+            write_table(f, &columns, self.bars.iter().map(row))?;
         }
-        writeln!(f, "{}\n{table}", self.title)?;
         self.notes.iter().try_for_each(|note| writeln!(f, "  {note}"))
     }
+}
+
+/// The first column names the row.
+fn write_table(
+    f: &mut fmt::Formatter<'_>,
+    columns: &[String],
+    rows: impl Iterator<Item = Vec<String>>,
+) -> fmt::Result {
+    let mut table = Table::new();
+    table.load_preset(presets::UTF8_HORIZONTAL_ONLY).set_header(columns).add_rows(rows);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    writeln!(f, "{table}")
 }
 
 /// Three digits that count.

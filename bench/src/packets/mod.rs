@@ -1,9 +1,46 @@
 //! Nanoseconds of a packet, inside the kernel.
+//!
+//! BPF_PROG_TEST_RUN repeats a *driver* (`lb-ebpf/src/bench`) that makes each packet and calls the program under test.
+//! `stream.rs` says what packets, `driver.rs` runs and times, `world.rs` is the balancer with its maps filled,
+//! `cases.rs` lists what is measured, `measure.rs` takes turns among it and checks with `check.rs` that each case did what
+//! it is said to, `table.rs` makes tables of it.
+
+mod cases;
+mod check;
+mod cpu;
+mod driver;
+mod measure;
+mod progress;
+mod shared;
+mod stream;
+mod table;
+#[path = "../../../lb-ebpf/src/bench/traffic.rs"]
+mod traffic;
+mod world;
 
 use crate::{Options, report::Section};
+use measure::Effort;
 
 /// Measures all cases.
-#[expect(clippy::unnecessary_wraps, reason = "to come")]
-pub fn run(_options: &Options) -> anyhow::Result<Vec<Section>> {
-    Ok(Vec::new())
+pub fn run(options: &Options) -> anyhow::Result<Vec<Section>> {
+    let effort = if options.quick {
+        Effort { rounds: 3, repeat: 100_000 }
+    } else {
+        Effort { rounds: 7, repeat: 1_000_000 }
+    };
+    let cpu = cpu::pin()?;
+    let groups = cases::groups(options.quick);
+    let cases = groups.iter().flat_map(|group| group.cases.iter().cloned()).collect();
+    let costs = measure::run(cases, effort, &options.objects)?;
+    let mut sections = table::sections(&groups, &costs);
+    if let Some(first) = sections.first_mut() {
+        first.note("ns: CPU time of a packet in the program, beyond a stub that returns XDP_TX.");
+        first.note("floor: a program that parses and encapsulates with constants, on the same packets.");
+        first.note(format!(
+            "Medians of {} interleaved rounds of at least {} packets on CPU {cpu}; spread: quartile to quartile.",
+            effort.rounds, effort.repeat
+        ));
+    }
+    sections.push(table::bars(&costs));
+    Ok(sections)
 }

@@ -2,7 +2,7 @@
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{TestRun as _, TestRunOptions, Xdp},
+    programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp},
 };
 use lb_common::abi::{self, maps};
 use std::{
@@ -152,7 +152,7 @@ impl BpfProgram {
     /// pinned link of an earlier controller is taken over: the program is replaced without a gap.
     pub fn attach(&mut self, link: &LinkInfo, mode: Wanted) -> Result<Attached, AttachError> {
         if let Some(held) = self.links.get_mut(&link.name) {
-            if let Some(native) = taken_over(held, program_fd(&self.ebpf), link, mode) {
+            if let Some(native) = taken_over(held, program_fd(&self.ebpf).as_fd(), link, mode) {
                 return Ok(Attached { native, note: None });
             }
             self.detach(&link.name);
@@ -172,8 +172,8 @@ impl BpfProgram {
     }
 
     fn attach_as(&mut self, to: &LinkInfo, native: bool) -> Result<(), AttachError> {
-        let link =
-            Link::create(program_fd(&self.ebpf), to.ifindex, native).map_err(|e| self.refusal(&e, to))?;
+        let link = Link::create(program_fd(&self.ebpf).as_fd(), to.ifindex, native)
+            .map_err(|e| self.refusal(&e, to))?;
         if let Some(pins) = &self.pins
             && let Err(error) = pins.put(link.as_fd(), &pins.link(&to.name))
         {
@@ -237,6 +237,11 @@ impl BpfProgram {
 
     /// The program's file descriptor.
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        program_fd(&self.ebpf).as_fd()
+    }
+
+    /// The program as an array of programs takes it: who measures it calls it from another one.
+    pub fn program_fd(&self) -> &ProgramFd {
         program_fd(&self.ebpf)
     }
 
@@ -288,11 +293,10 @@ fn is_there(ifindex: u32) -> bool {
     !matches!(ask(), Err(rustix::io::Errno::NODEV | rustix::io::Errno::NXIO))
 }
 
-fn program_fd(ebpf: &Ebpf) -> BorrowedFd<'_> {
+fn program_fd(ebpf: &Ebpf) -> &ProgramFd {
     ebpf.program(abi::PROGRAM)
         .and_then(|program| program.fd().ok())
         .expect("the program is loaded before its file descriptor is asked for")
-        .as_fd()
 }
 
 fn program(ebpf: &mut Ebpf) -> &mut Xdp {

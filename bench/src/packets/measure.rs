@@ -1,0 +1,170 @@
+//! Rounds: stub, floor and every case, one after the other, again and again. And whether each did what it is said to.
+
+use anyhow::{Context as _, Result, ensure};
+use lb_common::outcome::Outcome;
+use std::{collections::BTreeMap, path::Path};
+
+use super::{
+    cases::{Case, Fate},
+    check::{self, XDP_PASS, XDP_TX},
+    driver::{Driver, FLOOR, Run, STUB},
+    progress::Progress,
+    stream::Stream,
+    world::{Counters, World},
+};
+
+/// How much is measured.
+#[derive(Clone, Copy)]
+pub struct Effort {
+    /// Rounds, over which medians are taken.
+    pub rounds: u32,
+    /// Packets of a run.
+    pub repeat: u32,
+}
+
+impl Effort {
+    /// Packets of a run: each flow is met twice.
+    fn repeat(self, stream: &Stream) -> u32 {
+        self.repeat.max(2 * stream.flows)
+    }
+}
+
+/// What one case cost, ns a packet beyond the stub, a round each.
+pub struct Costs {
+    /// The case.
+    pub case: Vec<f64>,
+    /// The floor on the same packets.
+    pub floor: Vec<f64>,
+}
+
+/// A case in its world.
+struct Subject {
+    case: Case,
+    /// Number in the list of worlds.
+    world: usize,
+    /// Packets that each backend gets in a run; `None` if that depends on limits of rates.
+    expected: Option<BTreeMap<u16, u64>>,
+    costs: Costs,
+}
+
+/// Measures all cases; answers by name.
+pub fn run(cases: Vec<Case>, effort: Effort, objects: &Path) -> Result<BTreeMap<String, Costs>> {
+    let mut driver = Driver::load(objects)?;
+    let mut progress = Progress::new(cases.len() * (1 + effort.rounds as usize));
+    let mut worlds: Vec<World> = Vec::new();
+    let mut streams: Vec<(Stream, Vec<Subject>)> = Vec::new();
+    for case in cases {
+        progress.step(&case.name);
+        let world = match worlds.iter().position(|world| world.shape == case.shape) {
+            Some(known) => known,
+            None => {
+                worlds.push(World::new(case.shape).with_context(|| format!("prepare `{}`", case.name))?);
+                worlds.len() - 1
+            }
+        };
+        let expected = expected(&case, &worlds[world], effort.repeat(&case.stream))?;
+        let costs = Costs { case: Vec::new(), floor: Vec::new() };
+        let stream = case.stream;
+        let subject = Subject { case, world, expected, costs };
+        match streams.iter_mut().find(|(other, _)| *other == stream) {
+            Some((_, subjects)) => subjects.push(subject),
+            None => streams.push((stream, vec![subject])),
+        }
+    }
+    for _ in 0..effort.rounds {
+        for (stream, subjects) in &mut streams {
+            round(&mut driver, stream, subjects, &mut worlds, effort.repeat(stream), &mut progress)?;
+        }
+    }
+    progress.finish();
+    let subjects = streams.into_iter().flat_map(|(_, subjects)| subjects);
+    Ok(subjects.map(|subject| (subject.case.name, subject.costs)).collect())
+}
+
+/// Stub, floor, and all cases with the same packets.
+fn round(
+    driver: &mut Driver,
+    stream: &Stream,
+    subjects: &mut [Subject],
+    worlds: &mut [World],
+    repeat: u32,
+    progress: &mut Progress,
+) -> Result<()> {
+    driver.put_own(STUB)?;
+    let stub = driver.run(stream, repeat)?;
+    ensure!(stub.action == XDP_TX, "the stub returned {}", stub.action);
+    driver.put_own(FLOOR)?;
+    let floor = driver.run(stream, repeat)?;
+    check::floor(stream, last_flow(stream, repeat)?, &floor)?;
+    for subject in subjects {
+        progress.step(&subject.case.name);
+        let world = &mut worlds[subject.world];
+        driver.put(world.program.program_fd())?;
+        let before = world.counters()?;
+        let run = driver.run(stream, repeat)?;
+        verify(subject, world, &before, &run, repeat)
+            .with_context(|| format!("case `{}`", subject.case.name))?;
+        if subject.case.makes_pins {
+            world.clear_flows()?;
+        }
+        subject.costs.case.push(run.ns - stub.ns);
+        subject.costs.floor.push(floor.ns - stub.ns);
+    }
+    Ok(())
+}
+
+fn last_flow(stream: &Stream, repeat: u32) -> Result<u32> {
+    stream.sequence(repeat).last().context("at least one packet")
+}
+
+/// Packets that each backend gets in a run.
+fn expected(case: &Case, world: &World, repeat: u32) -> Result<Option<BTreeMap<u16, u64>>> {
+    let mut of_backends = BTreeMap::new();
+    if case.fate == Fate::Passed {
+        return Ok(Some(of_backends));
+    }
+    let mut of_flows = vec![0u64; case.stream.flows as usize];
+    for flow in case.stream.sequence(repeat) {
+        of_flows[flow as usize] += 1;
+    }
+    for (flow, packets) in (0..).zip(of_flows) {
+        let Some(backend) = world.target(&case.stream, flow)? else { return Ok(None) };
+        *of_backends.entry(backend).or_default() += packets;
+    }
+    Ok(Some(of_backends))
+}
+
+/// Whether the run did what the case is said to measure.
+fn verify(subject: &Subject, world: &World, before: &Counters, run: &Run, repeat: u32) -> Result<()> {
+    let Case { stream, fate, makes_pins, .. } = &subject.case;
+    let after = world.counters()?;
+    let packets = u64::from(repeat);
+    let (sent, action) = match fate {
+        Fate::Sent => (packets, XDP_TX),
+        Fate::Passed => (0, XDP_PASS),
+    };
+    ensure!(run.action == action, "the last packet's action is {} instead of {action}", run.action);
+    for outcome in Outcome::ALL {
+        let counted = after.outcomes[outcome as usize] - before.outcomes[outcome as usize];
+        let due = if *fate == Fate::Passed && outcome == Outcome::PassNotOurs { packets } else { 0 };
+        ensure!(counted == due, "{} counts {counted} packets instead of {due}", outcome.name());
+    }
+    let mut total = (0, 0);
+    for (id, stats) in &after.stats {
+        let (counted, opened) =
+            (stats.packets - before.stats[id].packets, stats.connections - before.stats[id].connections);
+        total = (total.0 + counted, total.1 + opened);
+        if let Some(expected) = &subject.expected {
+            let due = expected.get(id).copied().unwrap_or_default();
+            ensure!(counted == due, "backend {id} got {counted} packets instead of {due}");
+        }
+    }
+    let opened = if stream.is_syn { sent } else { 0 };
+    ensure!(total == (sent, opened), "(packets, connections) is {total:?} instead of {:?}", (sent, opened));
+    let refused = after.refused - before.refused;
+    ensure!(
+        *makes_pins || refused == 0,
+        "{refused} new pins were refused: the flow table was to be full of pins"
+    );
+    check::packet(&subject.case, world, last_flow(stream, repeat)?, run)
+}

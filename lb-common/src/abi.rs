@@ -12,11 +12,18 @@ pub const PROGRAM: &str = "xlb";
 /// The program that deletes pins which have not changed since they were read.
 pub const SWEEP_PROGRAM: &str = "xlb_sweep";
 
+/// The program's constant that the loader sets: see [`crate::lookup::line_bits`].
+pub const LINE_BITS: &str = "LINE_BITS";
+
 /// The maps' names: object symbols, kernel names (15 bytes at most) and pin names alike.
 pub mod maps {
-    /// Hash: [`crate::service::ServiceKey4`] -> [`crate::service::Service`].
+    /// Mmapable array: which entry of [`SERVICES4`] a key leads to, see [`crate::lookup`].
+    pub const LINES4: &str = "LINES4";
+    /// As [`LINES4`], for [`SERVICES6`].
+    pub const LINES6: &str = "LINES6";
+    /// Array by index: [`crate::lookup::Entry`].
     pub const SERVICES4: &str = "SERVICES4";
-    /// Hash: [`crate::service::ServiceKey6`] -> [`crate::service::Service`].
+    /// Array by index: [`crate::lookup::Entry`].
     pub const SERVICES6: &str = "SERVICES6";
     /// Mmapable array: slot words of all rings, two an element, see [`crate::slot::Slot`].
     pub const RING: &str = "RING";
@@ -40,7 +47,9 @@ pub mod maps {
     pub const RECORDS: &str = "RECORDS";
 
     /// Every map of the balancer.
-    pub const ALL: [&str; 12] = [
+    pub const ALL: [&str; 14] = [
+        LINES4,
+        LINES6,
         SERVICES4,
         SERVICES6,
         RING,

@@ -18,6 +18,7 @@ pub mod backend;
 pub mod checksum;
 pub mod flow;
 pub mod hash;
+pub mod lookup;
 pub mod outcome;
 pub mod parse;
 #[cfg(feature = "user")]

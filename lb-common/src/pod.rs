@@ -2,6 +2,7 @@
 
 use crate::backend::{Backend, BackendStats};
 use crate::flow::{FlowKey, Pin, PinStats, SweepItem};
+use crate::lookup::{Entry, Line};
 use crate::record::Record;
 use crate::service::{Service, ServiceKey4, ServiceKey6};
 
@@ -12,4 +13,17 @@ macro_rules! pod {
     )*};
 }
 
-pod!(Backend, BackendStats, FlowKey, Pin, PinStats, Record, Service, ServiceKey4, ServiceKey6, SweepItem);
+pod!(
+    Backend,
+    BackendStats,
+    Entry,
+    FlowKey,
+    Line,
+    Pin,
+    PinStats,
+    Record,
+    Service,
+    ServiceKey4,
+    ServiceKey6,
+    SweepItem
+);

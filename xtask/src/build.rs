@@ -49,7 +49,7 @@ pub fn objects() -> Result<()> {
 }
 
 /// Builds a balancer with a rule left out, which no product carries: tests put it into a copy of `xlb`, see
-/// `lb_lab::Installed::leave_out`.
+/// `lb_lab::with_control`.
 fn control(feature: &str) -> Result<()> {
     let to = target_dir().join("bpf").join(format!("balancer-{feature}"));
     compile(&["--bin", "balancer", "--features", feature], &[("balancer", to)])

@@ -31,6 +31,8 @@ pub struct Flood {
     pub to: SocketAddrV4,
     /// How many SYNs.
     pub count: u64,
+    /// How many of them come from each source, one after the other: from 1 to 64.
+    pub copies: usize,
     /// SYNs a second.
     pub rate: u32,
 }
@@ -70,8 +72,9 @@ impl Flood {
             let mut total = 0;
             while total < self.count && !for_stop.load(Ordering::Relaxed) {
                 let length = BATCH.min((self.count - total) as usize);
-                for frame in &mut frames[..length] {
-                    *frame = syn(source_mac, target_mac, random_source(&mut random), self.to, random.u32(..));
+                for twins in frames[..length].chunks_mut(self.copies) {
+                    let from = random_source(&mut random);
+                    twins.fill(syn(source_mac, target_mac, from, self.to, random.u32(..)));
                 }
                 send_all(&socket, &frames[..length]).context("send a raw frame")?;
                 total += length as u64;

@@ -31,7 +31,7 @@ pub struct Flood {
     pub to: SocketAddrV4,
     /// How many SYNs.
     pub count: u64,
-    /// How many of them come from each source, one after the other: from 1 to 64.
+    /// How many of them each source sends, one after the other: from 1 to 64.
     pub copies: usize,
     /// SYNs a second.
     pub rate: u32,

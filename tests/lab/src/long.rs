@@ -26,7 +26,7 @@ use crate::{
     wait_for,
 };
 
-/// From one line to the next, unless it was slowed down.
+/// From one line to the next.
 const PERIOD: Duration = Duration::from_millis(50);
 /// Of the opening connect and of the first answer.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -121,7 +121,7 @@ struct Conn {
     server: String,
     /// When the line was sent that has not come back.
     waiting_since: Option<Instant>,
-    period: Duration,
+    silent: bool,
     next: Instant,
     partial: Vec<u8>,
     alive: bool,
@@ -168,11 +168,15 @@ impl LongConns {
         Self { conns, unopened, stop, worker: Some(worker) }
     }
 
-    /// From now on every second pair of them sends a line only so often.
-    pub fn slow_half_down(&self, period: Duration) {
+    /// From now on every second pair of them sends nothing.
+    pub fn silence_half(&self) {
         // Pairs, since addresses take turns.
-        let mut conns = lock(&self.conns);
-        conns.chunks_mut(2).step_by(2).flatten().for_each(|conn| conn.period = period);
+        lock(&self.conns).chunks_mut(2).step_by(2).flatten().for_each(|conn| conn.silent = true);
+    }
+
+    /// From now on all send.
+    pub fn speak(&self) {
+        lock(&self.conns).iter_mut().for_each(|conn| conn.silent = false);
     }
 
     /// The state of things.
@@ -297,7 +301,7 @@ impl Conn {
             stream,
             server,
             waiting_since: None,
-            period: PERIOD,
+            silent: false,
             next: Instant::now(),
             partial: Vec::new(),
             alive: true,
@@ -315,13 +319,13 @@ impl Conn {
     }
 
     fn send_if_due(&mut self, now: Instant) {
-        if self.waiting_since.is_some() || now < self.next {
+        if self.silent || self.waiting_since.is_some() || now < self.next {
             return;
         }
         match self.stream.write_all(b"line\n") {
             Ok(()) => {
                 self.waiting_since = Some(now);
-                self.next = now + self.period;
+                self.next = now + PERIOD;
             }
             Err(error) => self.break_with(error.into()),
         }

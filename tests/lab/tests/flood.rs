@@ -1,4 +1,10 @@
 //! A SYN flood during moves: no connection breaks, and each of the two rules that see to that, left out, breaks some.
+//!
+//! One flood for all three tests. For refused SYNs any would do. The kernel's LRU map withstands a simpler one: it pushes
+//! out first what was looked up only once, and last what is looked up often. So every source sends its SYN twice, as one
+//! that gets no answer does, and half of the connections are silent meanwhile, as they may be for `idle_timeout`. (Measured
+//! with SYNs of one each, or with connections that send every 2 s or more often: the LRU map broke none. Thus: all silent
+//! ones that are pinned to current.)
 
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
@@ -21,6 +27,8 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Pins at most.
 const FLOWS: u64 = 65_536;
 const SYNS: u64 = 500_000;
+/// Of each source.
+const COPIES: usize = 2;
 /// 200 connections: from before the moves, from during them while there is room for pins, and from when there is none.
 const OLD: usize = 70;
 const PINNED: usize = 90;
@@ -84,24 +92,22 @@ fn flood(xlb: &Path) -> Flooded {
     let lab = start(xlb, &file);
     let open = |count| {
         let long = LongConns::open_some(lab.client(), &[ECHO_V4, ECHO_V6], count).unwrap();
-        long.slow_half_down(Duration::from_millis(std::env::var("SLOW").unwrap().parse().unwrap()));
+        long.silence_half();
         long
     };
     let old = open(OLD);
-    file.backend("s1").state = "drain";
-    change(&lab, &file, "s1", |slots| slots == 0);
+    for server in ["s1", "s2"] {
+        file.backend(server).state = "drain";
+        change(&lab, &file, server, |slots| slots == 0);
+    }
     let pinned = open(PINNED);
     let before = lab.status().unwrap().number("web", "connections");
 
-    let flood = Flood {
-        to: SocketAddrV4::new(SERVICE_V4, HTTP_PORT),
-        count: SYNS,
-        copies: std::env::var("COPIES").unwrap().parse().unwrap(),
-        rate: 60_000,
-    };
+    let flood =
+        Flood { to: SocketAddrV4::new(SERVICE_V4, HTTP_PORT), count: SYNS, copies: COPIES, rate: 60_000 };
     let flood = flood.start(lab.topology().client(), lab.topology().balancer()).unwrap();
-    // By then a third of the SYNs, those to moving slots, have filled the table: what moves now, and what opens now,
-    // gets no pin.
+    // By then two thirds of the sources, those on moving slots, have filled the table: what moves now, and what opens
+    // now, gets no pin.
     wait_for(60 * SECOND, || (flood.sent() > SYNS / 2).then_some(())).expect("the flood flows");
     file.backends.extend(ConfigFile::new("10.88.0.", 4).backends.pop());
     change(&lab, &file, "s4", |slots| slots > 0);
@@ -123,7 +129,10 @@ fn flood(xlb: &Path) -> Flooded {
     // Whoever got no pin is where it was, also when the next change comes.
     file.backend("s1").state = "active";
     change(&lab, &file, "s1", |slots| slots > 0);
-    let reports = [old, pinned, unpinned].map(|long| long.exchange_each(2 * LIMIT).expect("lines come back"));
+    let reports = [old, pinned, unpinned].map(|long| {
+        long.speak();
+        long.exchange_each(LIMIT).expect("lines come back")
+    });
     let flooded = Flooded { came, most_pins, reports };
     for (kind, report) in ["old", "pinned", "unpinned"].iter().zip(&flooded.reports) {
         println!("{kind}: {report}");
@@ -160,7 +169,9 @@ fn with_an_lru_map_the_same_flood_breaks_connections() {
     }
     let _one = one_at_a_time();
     let flooded = flood_changed(with_lru_flow_table);
-    assert!(flooded.broken() > 0, "none broke");
+    // Two thirds of those with pins to current have them in moving slots, and half of these are silent.
+    let broken = flooded.reports[1].broken.len();
+    assert!(broken > PINNED / 6, "only {broken} broke");
 }
 
 #[test]
@@ -170,5 +181,7 @@ fn with_refused_syns_sent_to_current_the_same_flood_breaks_connections() {
     }
     let _one = one_at_a_time();
     let flooded = flood_changed(|program| with_control(program, "control-refused-to-current"));
-    assert!(flooded.broken() + flooded.unopened() > 0, "none broke");
+    // Of those that open without a pin, the SYN goes to current and all that follows to previous.
+    let unopened = flooded.reports[2].unopened;
+    assert!(unopened > UNPINNED as u64 / 4, "only {unopened} could not be opened");
 }

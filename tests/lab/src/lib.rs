@@ -4,6 +4,7 @@
 //! network alone. Everything is removed again on drop, also by a panic; what a killed process leaves behind is
 //! removed by the next one that starts ([`netns::sweep`]). All of it needs root.
 
+mod capture;
 mod changed;
 mod client;
 mod device;
@@ -24,6 +25,7 @@ mod traffic;
 mod udp;
 mod xlb;
 
+pub use capture::{Capture, Segment, reset_delays};
 pub use changed::{with_control, with_lru_flow_table, with_other_bpf};
 pub use client::{Client, Failure, Tally};
 pub use file::{BackendLine, ConfigFile};

@@ -120,7 +120,10 @@ fn choose(key: &FlowKey, index: u32, request: &Request) -> u32 {
     let slot = maps::slot(index);
     let closes = request.closes;
     let new = |backend| Pin { last_seen_ns: now, slot: index, backend, closing: u16::from(closes) };
-    match track::decide(slot, request.segment, request.always, state) {
+    let decision = track::decide(slot, request.segment, request.always, state);
+    #[cfg(feature = "control-refused-to-current")]
+    let decision = refused_to_current(decision);
+    match decision {
         Decision::Send(id) => u32::from(id),
         Decision::Follow => pin.map_or(0, |pin| {
             note(pin, now, request.segment, closes);
@@ -143,6 +146,17 @@ fn choose(key: &FlowKey, index: u32, request: &Request) -> u32 {
             maps::delete_pin(key);
             LOST
         }
+    }
+}
+
+/// Breaks a rule on purpose, for the test that shows what it is for: a SYN whose pin is refused goes where the pin would
+/// have led it, to current.
+#[cfg(feature = "control-refused-to-current")]
+#[inline(always)]
+fn refused_to_current(decision: Decision) -> Decision {
+    match decision {
+        Decision::Pin { to, .. } => Decision::Pin { to, refused: to },
+        other => other,
     }
 }
 

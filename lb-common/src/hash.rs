@@ -48,10 +48,12 @@ const fn fold(state: u64) -> u32 {
     (state.wrapping_mul(MULTIPLIER) >> 32) as u32
 }
 
+/// An IPv6 address as the two words that stand in the packet. (As single bytes the compiler would take it apart.)
 #[inline(always)]
-const fn halves(address: [u8; 16]) -> [u64; 2] {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address;
-    [u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p])]
+pub const fn halves(address: [u8; 16]) -> [u64; 2] {
+    let both = u128::from_ne_bytes(address);
+    let (low, high) = (both as u64, (both >> 64) as u64);
+    if cfg!(target_endian = "little") { [low, high] } else { [high, low] }
 }
 
 #[cfg(test)]

@@ -68,6 +68,11 @@ impl Bytes for Frame {
     }
 
     #[inline(always)]
+    fn has(&self, len: usize) -> bool {
+        self.data + len <= self.data_end
+    }
+
+    #[inline(always)]
     fn holds(&self, len: usize) -> bool {
         if self.data + len <= self.data_end {
             return true;

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::Path};
 use super::{
     cases::{Case, Fate},
     check::{self, XDP_PASS, XDP_TX},
-    driver::{Driver, FLOOR, Run, STUB},
+    driver::{Driver, FLOOR, PARSING_FLOOR, Run, STUB},
     progress::Progress,
     stream::Stream,
     world::{Counters, World},
@@ -29,12 +29,17 @@ impl Effort {
     }
 }
 
-/// What one case cost, ns a packet beyond the stub, a round each.
+/// What one case cost, ns a packet, a round each.
+#[derive(Default)]
 pub struct Costs {
-    /// The case.
+    /// The case, beyond the stub.
     pub case: Vec<f64>,
-    /// The floor on the same packets.
+    /// The floor on the same packets, beyond the stub.
     pub floor: Vec<f64>,
+    /// The floor with the balancer's parser, likewise.
+    pub parsing_floor: Vec<f64>,
+    /// The stub, driver and the kernel's loop included.
+    pub stub: Vec<f64>,
 }
 
 /// A case in its world.
@@ -55,17 +60,14 @@ pub fn run(cases: Vec<Case>, effort: Effort, objects: &Path) -> Result<BTreeMap<
     let mut streams: Vec<(Stream, Vec<Subject>)> = Vec::new();
     for case in cases {
         progress.step(&case.name);
-        let world = match worlds.iter().position(|world| world.shape == case.shape) {
-            Some(known) => known,
-            None => {
-                worlds.push(World::new(case.shape).with_context(|| format!("prepare `{}`", case.name))?);
-                worlds.len() - 1
-            }
-        };
+        let known = worlds.iter().position(|world| world.shape == case.shape);
+        if known.is_none() {
+            worlds.push(World::new(case.shape).with_context(|| format!("prepare `{}`", case.name))?);
+        }
+        let world = known.unwrap_or(worlds.len() - 1);
         let expected = expected(&case, &worlds[world], effort.repeat(&case.stream))?;
-        let costs = Costs { case: Vec::new(), floor: Vec::new() };
         let stream = case.stream;
-        let subject = Subject { case, world, expected, costs };
+        let subject = Subject { case, world, expected, costs: Costs::default() };
         match streams.iter_mut().find(|(other, _)| *other == stream) {
             Some((_, subjects)) => subjects.push(subject),
             None => streams.push((stream, vec![subject])),
@@ -93,9 +95,14 @@ fn round(
     driver.put_own(STUB)?;
     let stub = driver.run(stream, repeat)?;
     ensure!(stub.action == XDP_TX, "the stub returned {}", stub.action);
-    driver.put_own(FLOOR)?;
-    let floor = driver.run(stream, repeat)?;
-    check::floor(stream, last_flow(stream, repeat)?, &floor)?;
+    let mut floor = |name| {
+        driver.put_own(name)?;
+        let run = driver.run(stream, repeat)?;
+        check::floor(stream, last_flow(stream, repeat)?, &run)
+            .with_context(|| format!("the program {name}"))?;
+        anyhow::Ok(run.ns - stub.ns)
+    };
+    let (floor, parsing_floor) = (floor(FLOOR)?, floor(PARSING_FLOOR)?);
     for subject in subjects {
         progress.step(&subject.case.name);
         let world = &mut worlds[subject.world];
@@ -107,8 +114,11 @@ fn round(
         if subject.case.makes_pins {
             world.clear_flows()?;
         }
-        subject.costs.case.push(run.ns - stub.ns);
-        subject.costs.floor.push(floor.ns - stub.ns);
+        let costs = &mut subject.costs;
+        costs.case.push(run.ns - stub.ns);
+        costs.floor.push(floor);
+        costs.parsing_floor.push(parsing_floor);
+        costs.stub.push(stub.ns);
     }
     Ok(())
 }

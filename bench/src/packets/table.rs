@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{
-    cases::{FLOOD, Group, SPREAD, STRANGER, flows_of, settled_name},
+    cases::{FLOOD, Group, ONE_USED, SPREAD, STRANGER, flows_of, settled_name},
     measure::Costs,
     stream::Family::{V4, V6},
     world::Forward::{Ipip, L2},
@@ -41,6 +41,23 @@ pub fn sections(groups: &[Group], costs: &BTreeMap<String, Costs>) -> Vec<Sectio
     groups.iter().map(table).collect()
 }
 
+/// What the cases are compared with, by family.
+pub fn floors(costs: &BTreeMap<String, Costs>) -> Section {
+    let mut section = Section::new("What a packet costs without a balancer, 1,000 flows", &["", "ns"]);
+    for family in [V4, V6] {
+        let Some(costs) = costs.get(&settled_name(family, Ipip, 1_000)) else { continue };
+        let rows = [
+            ("the driver with a stub, which all figures are beyond", &costs.stub),
+            ("the floor: parse what must be parsed, encapsulate with constants", &costs.floor),
+            ("the floor with xlb's parser", &costs.parsing_floor),
+        ];
+        for (what, rounds) in rows {
+            section.row(format!("{}: {what}", family.name()), [Some(quantile(rounds, 0.5))]);
+        }
+    }
+    section
+}
+
 /// The bars, as far as their cases were measured.
 pub fn bars(costs: &BTreeMap<String, Costs>) -> Section {
     let figures = |name: &str| costs.get(name).map(Figures::new);
@@ -49,6 +66,7 @@ pub fn bars(costs: &BTreeMap<String, Costs>) -> Section {
     let ratio = |a: &str, b: &str| Some(cost(a)? / cost(b)?);
     let ipip = |flows| settled_name(V4, Ipip, flows);
     let moving = format!("IPv4 ipip, 10 % moving, {}", flows_of(1_000_000));
+    let one_used = format!("{ONE_USED}, {}", flows_of(1_000));
     let spread = |flows| format!("{SPREAD}, {}", flows_of(flows));
     let flood = format!("{FLOOD}, {}", flows_of(1_000_000));
     let stranger = format!("{STRANGER}, {}", flows_of(1_000));
@@ -58,8 +76,9 @@ pub fn bars(costs: &BTreeMap<String, Costs>) -> Section {
         ("ipip, 1,000,000 flows / 1 flow", ratio(&ipip(1_000_000), &ipip(1)), 1.2),
         ("l2 / ipip, 1,000 flows", ratio(&settled_name(V4, L2, 1_000), &ipip(1_000)), 0.9),
         ("IPv6 / IPv4, ipip, 1,000 flows", ratio(&settled_name(V6, Ipip, 1_000), &ipip(1_000)), 1.35),
-        ("1,000 services / 1, 1,000 flows", ratio(&spread(1_000), &ipip(1_000)), 1.25),
-        ("1,000 services / 1, 1,000,000 flows", ratio(&spread(1_000_000), &ipip(1_000_000)), 1.25),
+        ("1,000 services, one used / 1, 1,000 flows", ratio(&one_used, &ipip(1_000)), 1.25),
+        ("1,000 services, all used / 1, 1,000 flows", ratio(&spread(1_000), &ipip(1_000)), 1.25),
+        ("1,000 services, all used / 1, 1,000,000 flows", ratio(&spread(1_000_000), &ipip(1_000_000)), 1.25),
         ("10 % moving / settled, 1,000,000 flows", ratio(&moving, &ipip(1_000_000)), 1.8),
         ("SYN flood / settled, 1,000,000 flows", ratio(&flood, &ipip(1_000_000)), 1.1),
         ("no service / floor", over_floor(&stranger), 1.0),
@@ -78,4 +97,16 @@ fn quantile(values: &[f64], part: f64) -> f64 {
     let at = (sorted.len() - 1) as f64 * part;
     let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
     low + (high - low) * at.fract()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_lie_between_their_neighbours() {
+        let values = [4.0, 1.0, 3.0, 2.0];
+        let found = [0.0, 0.5, 0.75, 1.0].map(|part| quantile(&values, part));
+        assert!(found.iter().zip([1.0, 2.5, 3.25, 4.0]).all(|(a, b)| (a - b).abs() < 1e-9), "{found:?}");
+    }
 }

@@ -26,7 +26,7 @@ pub fn run(options: &Options) -> anyhow::Result<Vec<Section>> {
     let effort = if options.quick {
         Effort { rounds: 3, repeat: 100_000 }
     } else {
-        Effort { rounds: 7, repeat: 1_000_000 }
+        Effort { rounds: 5, repeat: 1_000_000 }
     };
     let cpu = cpu::pin()?;
     let groups = cases::groups(options.quick);

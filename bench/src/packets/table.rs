@@ -1,7 +1,5 @@
 //! Figures: medians of rounds, tables, and the bars they are held against.
 
-use std::collections::BTreeMap;
-
 use super::{
     cases::{FLOOD, Group, ONE_USED, SPREAD, STRANGER, flows_of, settled_name},
     measure::Costs,
@@ -10,31 +8,15 @@ use super::{
 };
 use crate::report::{Bar, Section};
 
-/// One case's figures.
-struct Figures {
-    /// ns beyond the stub, median.
-    cost: f64,
-    /// The floor's, median.
-    floor: f64,
-    /// Quartile to quartile, ns.
-    spread: f64,
-}
-
-impl Figures {
-    fn new(costs: &Costs) -> Self {
-        let spread = quantile(&costs.case, 0.75) - quantile(&costs.case, 0.25);
-        Self { cost: quantile(&costs.case, 0.5), floor: quantile(&costs.floor, 0.5), spread }
-    }
-}
-
 /// A table a group.
-pub fn sections(groups: &[Group], costs: &BTreeMap<String, Costs>) -> Vec<Section> {
+pub fn sections(groups: &[Group], costs: &Costs) -> Vec<Section> {
     let table = |group: &Group| {
-        let mut section = Section::new(group.title, &["", "ns", "floor ns", "x floor", "spread ns"]);
+        let mut section = Section::new(group.title, &["", "ns", "x floor", "spread ns"]);
         for case in &group.cases {
-            let Some(costs) = costs.get(&case.name) else { continue };
-            let Figures { cost, floor, spread } = Figures::new(costs);
-            section.row(&*case.name, [cost, floor, cost / floor, spread].map(Some));
+            let Some(rounds) = costs.cases.get(&case.name) else { continue };
+            let floor = median(&costs.floors[case.stream.family as usize].floor);
+            let (cost, spread) = (median(rounds), quantile(rounds, 0.75) - quantile(rounds, 0.25));
+            section.row(&*case.name, [cost, cost / floor, spread].map(Some));
         }
         section
     };
@@ -42,27 +24,27 @@ pub fn sections(groups: &[Group], costs: &BTreeMap<String, Costs>) -> Vec<Sectio
 }
 
 /// What the cases are compared with, by family.
-pub fn floors(costs: &BTreeMap<String, Costs>) -> Section {
-    let mut section = Section::new("What a packet costs without a balancer, 1,000 flows", &["", "ns"]);
-    for family in [V4, V6] {
-        let Some(costs) = costs.get(&settled_name(family, Ipip, 1_000)) else { continue };
+pub fn floors(costs: &Costs) -> Section {
+    let mut section = Section::new("Without a balancer", &["", "ns", "spread ns"]);
+    for (family, floors) in [V4, V6].into_iter().zip(&costs.floors) {
         let rows = [
-            ("the driver with a stub, which all figures are beyond", &costs.stub),
-            ("the floor: parse what must be parsed, encapsulate with constants", &costs.floor),
-            ("the floor with xlb's parser", &costs.parsing_floor),
+            ("the driver with a stub, which all figures are beyond", &floors.stub),
+            ("the floor: parse what must be parsed, encapsulate with constants", &floors.floor),
+            ("the floor with xlb's parser", &floors.parsing_floor),
         ];
         for (what, rounds) in rows {
-            section.row(format!("{}: {what}", family.name()), [Some(quantile(rounds, 0.5))]);
+            let spread = quantile(rounds, 0.75) - quantile(rounds, 0.25);
+            section.row(format!("{}: {what}", family.name()), [median(rounds), spread].map(Some));
         }
     }
     section
 }
 
 /// The bars, as far as their cases were measured.
-pub fn bars(costs: &BTreeMap<String, Costs>) -> Section {
-    let figures = |name: &str| costs.get(name).map(Figures::new);
-    let cost = |name: &str| figures(name).map(|f| f.cost);
-    let over_floor = |name: &str| figures(name).map(|f| f.cost / f.floor);
+pub fn bars(costs: &Costs) -> Section {
+    let cost = |name: &str| costs.cases.get(name).map(|rounds| median(rounds));
+    let floor = median(&costs.floors[V4 as usize].floor);
+    let over_floor = |name: &str| cost(name).map(|cost| cost / floor);
     let ratio = |a: &str, b: &str| Some(cost(a)? / cost(b)?);
     let ipip = |flows| settled_name(V4, Ipip, flows);
     let moving = format!("IPv4 ipip, 10 % moving, {}", flows_of(1_000_000));
@@ -88,6 +70,10 @@ pub fn bars(costs: &BTreeMap<String, Costs>) -> Section {
         section.bars.extend(ratio.map(|ratio| Bar::new(what, ratio, at_most)));
     }
     section
+}
+
+fn median(values: &[f64]) -> f64 {
+    quantile(values, 0.5)
 }
 
 /// By linear interpolation.

@@ -37,12 +37,12 @@ pub fn any(ctx: &XdpContext) -> Outcome {
     let outcome = match parse::network(&frame) {
         Network::Ipv4(at) => match parse::ipv4(&frame, at) {
             Parsed::Packet(packet) => ipv4(ctx, at, &packet),
-            Parsed::Bad(to, why) => Err(judge(maps::service4(to, [0, 0], 0), why)),
+            Parsed::Bad(to, why) => Err(judge(maps::is_service_address4(to), why)),
             Parsed::NotOurs => Err(Outcome::PassNotOurs),
         },
         Network::Ipv6(at) => match parse::ipv6(&frame, at) {
             Parsed::Packet(packet) => ipv6(ctx, at, &packet),
-            Parsed::Bad(to, why) => Err(judge(maps::service6(to, [0, 0], 0), why)),
+            Parsed::Bad(to, why) => Err(judge(maps::is_service_address6(to), why)),
             Parsed::NotOurs => Err(Outcome::PassNotOurs),
         },
         Network::Other => Err(Outcome::PassNotOurs),
@@ -82,11 +82,11 @@ fn ipv6(ctx: &XdpContext, at: usize, packet: &Packet<[u8; 16]>) -> Result<Outcom
 
 /// What becomes of a broken packet: dropped if its destination is a service address, else none of our business.
 #[inline(always)]
-fn judge(address: Option<&Service>, why: Bad) -> Outcome {
-    match (address, why) {
-        (None, _) => Outcome::PassNotOurs,
-        (Some(_), Bad::Malformed) => Outcome::DropMalformed,
-        (Some(_), Bad::Fragment) => Outcome::DropFragment,
+fn judge(is_service_address: bool, why: Bad) -> Outcome {
+    match (is_service_address, why) {
+        (false, _) => Outcome::PassNotOurs,
+        (true, Bad::Malformed) => Outcome::DropMalformed,
+        (true, Bad::Fragment) => Outcome::DropFragment,
     }
 }
 

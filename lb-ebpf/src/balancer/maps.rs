@@ -9,17 +9,26 @@ use lb_common::{
     abi::MAX_BACKEND_ID,
     backend::{Backend, BackendStats},
     flow::{FlowKey, Pin, PinStats, SWEEP_BATCH, SWEEP_CHANGED, SWEEP_DELETED, SWEEP_GONE, SweepItem},
+    hash::halves,
+    lookup::{self, Entry, Found, Key, Line, SPARE_ENTRIES},
     outcome::Outcome,
     record::Record,
-    service::{Service, ServiceKey4, ServiceKey6},
+    service::Service,
     slot::Slot,
 };
 
 // The sizes here are only defaults: the loader sets them from `limits`.
 #[map]
-static SERVICES4: HashMap<ServiceKey4, Service> = HashMap::with_max_entries(1024, 0);
+static LINES4: Array<Line> = Array::with_max_entries((1 << 10) + 1, BPF_F_MMAPABLE);
 #[map]
-static SERVICES6: HashMap<ServiceKey6, Service> = HashMap::with_max_entries(1024, 0);
+static LINES6: Array<Line> = Array::with_max_entries((1 << 10) + 1, BPF_F_MMAPABLE);
+#[map]
+static SERVICES4: Array<Entry> = Array::with_max_entries(1024 + SPARE_ENTRIES + 1, 0);
+#[map]
+static SERVICES6: Array<Entry> = Array::with_max_entries(1024 + SPARE_ENTRIES + 1, 0);
+/// Of both families' lines, see [`lookup::line_bits`]. The loader sets it, and to the verifier it is a constant.
+#[unsafe(no_mangle)]
+static LINE_BITS: u32 = 10;
 /// Slot words of all rings. The controller maps it into its memory: one store changes a slot. Two words an element,
 /// since the kernel rounds elements up to eight bytes.
 #[map]
@@ -47,23 +56,64 @@ static RECORDS: Array<Record> = Array::with_max_entries(MAX_BACKEND_ID as u32 + 
 /// The service of (address, port, protocol), else of (address, any port, protocol).
 #[inline(always)]
 pub fn service4(address: [u8; 4], port: [u8; 2], protocol: u8) -> Option<&'static Service> {
-    // SAFETY: values are replaced whole by the controller; a reader sees the old or the new one.
-    unsafe {
-        SERVICES4
-            .get(ServiceKey4::new(address, port, protocol))
-            .or_else(|| SERVICES4.get(ServiceKey4::new(address, [0, 0], protocol)))
-    }
+    let entry = |port| find(&LINES4, &SERVICES4, Key::ipv4(address, port, protocol));
+    entry(port)
+        .or_else(|| if has_any_port(&LINES4) { entry([0, 0]) } else { None })
+        .map(|entry| &entry.service)
 }
 
 /// As [`service4`].
 #[inline(always)]
 pub fn service6(address: [u8; 16], port: [u8; 2], protocol: u8) -> Option<&'static Service> {
-    // SAFETY: as above.
-    unsafe {
-        SERVICES6
-            .get(ServiceKey6::new(address, port, protocol))
-            .or_else(|| SERVICES6.get(ServiceKey6::new(address, [0, 0], protocol)))
-    }
+    let address = halves(address);
+    let entry = |port| {
+        let entry = find(&LINES6, &SERVICES6, Key::ipv6(address, port, protocol))?;
+        // The key holds only a hash of the address.
+        (halves(entry.address) == address).then_some(entry)
+    };
+    entry(port)
+        .or_else(|| if has_any_port(&LINES6) { entry([0, 0]) } else { None })
+        .map(|entry| &entry.service)
+}
+
+/// Whether packets to this address are ours to judge.
+#[inline(always)]
+pub fn is_service_address4(address: [u8; 4]) -> bool {
+    find(&LINES4, &SERVICES4, Key::ipv4(address, [0, 0], 0)).is_some()
+}
+
+/// As [`is_service_address4`].
+#[inline(always)]
+pub fn is_service_address6(address: [u8; 16]) -> bool {
+    let address = halves(address);
+    find(&LINES6, &SERVICES6, Key::ipv6(address, [0, 0], 0))
+        .is_some_and(|entry| halves(entry.address) == address)
+}
+
+#[inline(always)]
+fn find(lines: &'static Array<Line>, entries: &'static Array<Entry>, key: Key) -> Option<&'static Entry> {
+    let [first, second] = key.lines(line_bits());
+    let index = match lookup::find(lines.get(first)?, key) {
+        Found::Entry(index) => index,
+        Found::Nothing => return None,
+        Found::Further => match lookup::find(lines.get(second)?, key) {
+            Found::Entry(index) => index,
+            Found::Nothing | Found::Further => return None,
+        },
+    };
+    entries.get(index)
+}
+
+/// Whether some service of the family has any port.
+#[inline(always)]
+fn has_any_port(lines: &'static Array<Line>) -> bool {
+    lines.get(1 << line_bits()).is_some_and(|line| line.0[0] != 0)
+}
+
+#[inline(always)]
+fn line_bits() -> u32 {
+    // SAFETY: a static of this program; volatile, since the compiler does not know that the loader changes it.
+    unsafe { (&raw const LINE_BITS).read_volatile() }
 }
 
 /// The slot at `at` in the array of all rings.

@@ -1,5 +1,7 @@
 //! Backends as the program sees them.
 
+use crate::parse::Plain;
+
 /// One backend: where its packets go next. One cache line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(8))]
@@ -32,7 +34,24 @@ pub const BACKEND_ROUTED: u32 = 1 << 2;
 /// It is not dead: flows may go to it. (A draining backend is usable, and so is one that is down on layer 7 only.)
 pub const BACKEND_USABLE: u32 = 1 << 3;
 
+/// The first twelve bytes of a frame: [`Backend::next_hop`], [`Backend::own`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct Macs {
+    destination: [u8; 6],
+    source: [u8; 6],
+}
+
+// SAFETY: `repr(C)` of bytes.
+unsafe impl Plain for Macs {}
+
 impl Backend {
+    /// Of frames to the next hop.
+    #[inline(always)]
+    pub const fn macs(&self) -> Macs {
+        Macs { destination: self.next_hop, source: self.own }
+    }
+
     /// An entry that is not in use.
     pub const NONE: Self = Self {
         next_hop: [0; 6],

@@ -24,20 +24,19 @@ pub trait Bytes {
 /// Types that any bytes form.
 ///
 /// # Safety
-/// Every bit pattern must be a valid value, and the alignment must be 1.
+/// Every bit pattern must be a valid value, and there must be no padding.
 pub unsafe trait Plain: Copy {}
 
 // SAFETY: arrays of bytes; the headers of network-types 0.2 are `repr(C)` structs of byte arrays.
 unsafe impl<const N: usize> Plain for [u8; N] {}
+// SAFETY: an integer.
+unsafe impl Plain for u16 {}
 // SAFETY: as above.
 unsafe impl Plain for Ipv4Hdr {}
 // SAFETY: as above.
 unsafe impl Plain for Ipv6Hdr {}
 // SAFETY: as above.
 unsafe impl Plain for UdpHdr {}
-
-const _: () = assert!(align_of::<Ipv4Hdr>() == 1);
-const _: () = assert!(align_of::<Ipv6Hdr>() == 1 && align_of::<UdpHdr>() == 1);
 
 /// IP protocol numbers.
 pub const TCP: u8 = 6;
@@ -293,7 +292,7 @@ pub fn is_bad_source6(source: [u8; 16], destination: [u8; 16]) -> bool {
 impl Bytes for [u8] {
     fn read<T: Plain>(&self, at: usize) -> Option<T> {
         let bytes = self.get(at..at.checked_add(size_of::<T>())?)?;
-        // SAFETY: `bytes` has the size of `T`; `Plain` promises alignment 1 and that any bytes form a value.
+        // SAFETY: `bytes` has the size of `T`; `Plain` promises that any bytes form a value; unaligned.
         Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
     }
 

@@ -56,24 +56,25 @@ static RECORDS: Array<Record> = Array::with_max_entries(MAX_BACKEND_ID as u32 + 
 /// The service of (address, port, protocol), else of (address, any port, protocol).
 #[inline(always)]
 pub fn service4(address: [u8; 4], port: [u8; 2], protocol: u8) -> Option<&'static Service> {
-    let entry = |port| find(&LINES4, &SERVICES4, Key::ipv4(address, port, protocol));
-    entry(port)
-        .or_else(|| if has_any_port(&LINES4) { entry([0, 0]) } else { None })
-        .map(|entry| &entry.service)
+    if let Some(entry) = find(&LINES4, &SERVICES4, Key::ipv4(address, port, protocol)) {
+        return Some(&entry.service);
+    }
+    if !has_any_port(&LINES4) {
+        return None;
+    }
+    find(&LINES4, &SERVICES4, Key::ipv4(address, [0, 0], protocol)).map(|entry| &entry.service)
 }
 
 /// As [`service4`].
 #[inline(always)]
 pub fn service6(address: [u8; 16], port: [u8; 2], protocol: u8) -> Option<&'static Service> {
-    let address = halves(address);
-    let entry = |port| {
-        let entry = find(&LINES6, &SERVICES6, Key::ipv6(address, port, protocol))?;
-        // The key holds only a hash of the address.
-        (halves(entry.address) == address).then_some(entry)
-    };
-    entry(port)
-        .or_else(|| if has_any_port(&LINES6) { entry([0, 0]) } else { None })
-        .map(|entry| &entry.service)
+    if let Some(entry) = find6(address, port, protocol) {
+        return Some(&entry.service);
+    }
+    if !has_any_port(&LINES6) {
+        return None;
+    }
+    find6(address, [0, 0], protocol).map(|entry| &entry.service)
 }
 
 /// Whether packets to this address are ours to judge.
@@ -85,9 +86,15 @@ pub fn is_service_address4(address: [u8; 4]) -> bool {
 /// As [`is_service_address4`].
 #[inline(always)]
 pub fn is_service_address6(address: [u8; 16]) -> bool {
+    find6(address, [0, 0], 0).is_some()
+}
+
+#[inline(always)]
+fn find6(address: [u8; 16], port: [u8; 2], protocol: u8) -> Option<&'static Entry> {
     let address = halves(address);
-    find(&LINES6, &SERVICES6, Key::ipv6(address, [0, 0], 0))
-        .is_some_and(|entry| halves(entry.address) == address)
+    let entry = find(&LINES6, &SERVICES6, Key::ipv6(address, port, protocol))?;
+    // The key holds only a hash of the address.
+    (halves(entry.address) == address).then_some(entry)
 }
 
 #[inline(always)]

@@ -5,8 +5,9 @@
 use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_ktime_get_coarse_ns, programs::XdpContext};
 use lb_common::{
     backend::BACKEND_USABLE,
-    flow::{self, FlowKey, PINS_PER_WINDOW, Pin, RATE_WINDOW_NS},
+    flow::{FlowKey, PINS_PER_WINDOW, Pin, RATE_WINDOW_NS},
     parse::{self, Packet, Parsed, TCP_FIN, TCP_RST, UDP},
+    plain,
     track::{self, Decision, PinState, Segment},
 };
 use lb_ebpf::packet::Frame;
@@ -65,9 +66,14 @@ pub fn header_at(at: u32) -> usize {
 #[inline(never)]
 extern "C" fn xlb_track4(ctx: *mut xdp_md, at: u32, index: u32, always: u32) -> u32 {
     let frame = Frame::new(&XdpContext::new(ctx));
-    let Parsed::Packet(packet) = parse::ipv4(&frame, header_at(at)) else { return 0 };
-    let (source, destination) = (flow::widened(packet.source), flow::widened(packet.destination));
-    let key = FlowKey::new(source, destination, packet.ports, packet.protocol);
+    let packet = match plain::ipv4(&frame) {
+        Some(packet) => packet,
+        None => match parse::ipv4(&frame, header_at(at)) {
+            Parsed::Packet(packet) => packet,
+            Parsed::Bad(..) | Parsed::NotOurs => return 0,
+        },
+    };
+    let key = FlowKey::ipv4(packet.source, packet.destination, packet.ports, packet.protocol);
     choose(&key, index, &Request::new(&packet, always != 0))
 }
 
@@ -75,8 +81,14 @@ extern "C" fn xlb_track4(ctx: *mut xdp_md, at: u32, index: u32, always: u32) -> 
 #[inline(never)]
 extern "C" fn xlb_track6(ctx: *mut xdp_md, at: u32, index: u32, always: u32) -> u32 {
     let frame = Frame::new(&XdpContext::new(ctx));
-    let Parsed::Packet(packet) = parse::ipv6(&frame, header_at(at)) else { return 0 };
-    let key = FlowKey::new(packet.source, packet.destination, packet.ports, packet.protocol);
+    let packet = match plain::ipv6(&frame) {
+        Some(packet) => packet,
+        None => match parse::ipv6(&frame, header_at(at)) {
+            Parsed::Packet(packet) => packet,
+            Parsed::Bad(..) | Parsed::NotOurs => return 0,
+        },
+    };
+    let key = FlowKey::ipv6(packet.source, packet.destination, packet.ports, packet.protocol);
     choose(&key, index, &Request::new(&packet, always != 0))
 }
 

@@ -34,14 +34,14 @@ impl FlowKey {
 
     /// As [`Self::new`] of widened addresses.
     #[inline(always)]
-    pub const fn ipv4(source: [u8; 4], destination: [u8; 4], ports: [u8; 4], protocol: u8) -> Self {
+    pub fn ipv4(source: [u8; 4], destination: [u8; 4], ports: [u8; 4], protocol: u8) -> Self {
         let wide = |address: [u8; 4]| [0, 0xffff_0000 | (u32::from_ne_bytes(address) as u64) << 32];
         Self::of_words(wide(source), wide(destination), ports, protocol)
     }
 
     /// As [`Self::new`].
     #[inline(always)]
-    pub const fn ipv6(source: [u8; 16], destination: [u8; 16], ports: [u8; 4], protocol: u8) -> Self {
+    pub fn ipv6(source: [u8; 16], destination: [u8; 16], ports: [u8; 4], protocol: u8) -> Self {
         Self::of_words(halves(source), halves(destination), ports, protocol)
     }
 

@@ -9,17 +9,26 @@ use lb_common::{
     abi::MAX_BACKEND_ID,
     backend::{Backend, BackendStats},
     flow::{FlowKey, Pin, PinStats, SWEEP_BATCH, SWEEP_CHANGED, SWEEP_DELETED, SWEEP_GONE, SweepItem},
+    lookup::{self, Entry, Found, Key, Line, SPARE_ENTRIES},
     outcome::Outcome,
     record::Record,
-    service::{Service, ServiceKey4, ServiceKey6},
+    service::Service,
     slot::Slot,
 };
 
 // The sizes here are only defaults: the loader sets them from `limits`.
+/// Mapped into the controller's memory, too: one store adds, replaces or removes a service.
 #[map]
-static SERVICES4: HashMap<ServiceKey4, Service> = HashMap::with_max_entries(1024, 0);
+static LINES4: Array<Line> = Array::with_max_entries(1025, BPF_F_MMAPABLE);
 #[map]
-static SERVICES6: HashMap<ServiceKey6, Service> = HashMap::with_max_entries(1024, 0);
+static LINES6: Array<Line> = Array::with_max_entries(1025, BPF_F_MMAPABLE);
+#[map]
+static SERVICES4: Array<Entry> = Array::with_max_entries(1024 + SPARE_ENTRIES + 1, 0);
+#[map]
+static SERVICES6: Array<Entry> = Array::with_max_entries(1024 + SPARE_ENTRIES + 1, 0);
+/// See [`lb_common::abi::LINE_BITS`].
+#[unsafe(no_mangle)]
+static LINE_BITS: u32 = 10;
 /// Slot words of all rings. The controller maps it into its memory: one store changes a slot. Two words an element,
 /// since the kernel rounds elements up to eight bytes.
 #[map]
@@ -44,26 +53,49 @@ static SWEEP: Array<SweepItem> = Array::with_max_entries(SWEEP_BATCH, BPF_F_MMAP
 #[map]
 static RECORDS: Array<Record> = Array::with_max_entries(MAX_BACKEND_ID as u32 + 1, 0);
 
+#[inline(always)]
+fn line_bits() -> u32 {
+    // SAFETY: a plain number; volatile, since the loader sets it behind the compiler's back.
+    unsafe { core::ptr::read_volatile(&raw const LINE_BITS) }
+}
+
+#[inline(always)]
+fn lookup(lines: &Array<Line>, entries: &'static Array<Entry>, key: Key) -> Option<&'static Entry> {
+    let [first, second] = key.lines(line_bits());
+    let found = match lookup::find(lines.get(first)?, key) {
+        Found::Further => lookup::find(lines.get(second)?, key),
+        found => found,
+    };
+    match found {
+        Found::Entry(index) => entries.get(index),
+        Found::Nothing | Found::Further => None,
+    }
+}
+
+/// Whether there are keys with any port.
+#[inline(always)]
+fn has_any_port(lines: &Array<Line>) -> bool {
+    lines.get(1 << line_bits()).is_some_and(|line| line.0[0] != 0)
+}
+
 /// The service of (address, port, protocol), else of (address, any port, protocol).
 #[inline(always)]
 pub fn service4(address: [u8; 4], port: [u8; 2], protocol: u8) -> Option<&'static Service> {
-    // SAFETY: values are replaced whole by the controller; a reader sees the old or the new one.
-    unsafe {
-        SERVICES4
-            .get(ServiceKey4::new(address, port, protocol))
-            .or_else(|| SERVICES4.get(ServiceKey4::new(address, [0, 0], protocol)))
-    }
+    let entry = |port| lookup(&LINES4, &SERVICES4, Key::ipv4(address, port, protocol));
+    let any_port = || if has_any_port(&LINES4) { entry([0, 0]) } else { None };
+    entry(port).or_else(any_port).map(|entry| &entry.service)
 }
 
 /// As [`service4`].
 #[inline(always)]
 pub fn service6(address: [u8; 16], port: [u8; 2], protocol: u8) -> Option<&'static Service> {
-    // SAFETY: as above.
-    unsafe {
-        SERVICES6
-            .get(ServiceKey6::new(address, port, protocol))
-            .or_else(|| SERVICES6.get(ServiceKey6::new(address, [0, 0], protocol)))
-    }
+    let [a, b, c, d, e, f, g, h, rest @ ..] = address;
+    let words = [u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes(rest)];
+    let entry = |port| {
+        lookup(&LINES6, &SERVICES6, Key::ipv6(words, port, protocol)).filter(|entry| entry.address == address)
+    };
+    let any_port = || if has_any_port(&LINES6) { entry([0, 0]) } else { None };
+    entry(port).or_else(any_port).map(|entry| &entry.service)
 }
 
 /// The slot at `at` in the array of all rings.

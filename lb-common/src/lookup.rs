@@ -28,6 +28,9 @@ pub const MAX_INDEX: u32 = (1 << INDEX_BITS) - 1;
 /// again.
 pub const SPARE_ENTRIES: u32 = 256;
 
+/// A removed word that no key makes.
+pub const NOBODY: u64 = 3 << INDEX_BITS;
+
 const INDEX_BITS: u32 = 14;
 /// As in [`crate::hash`].
 const MULTIPLIER: u64 = 0x94d0_49bb_1331_11eb;
@@ -219,7 +222,7 @@ mod tests {
             let parts = (key.ipv4_address(), key.port(), key.protocol());
             assert_eq!(parts, ([192, 0, 2, 10], [1, 187], Some(protocol)));
         }
-        assert_eq!(Key::in_word(3 << INDEX_BITS).protocol(), None);
+        assert_eq!(Key::in_word(NOBODY).protocol(), None);
     }
 
     #[test]

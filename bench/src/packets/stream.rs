@@ -121,10 +121,8 @@ impl Stream {
     pub fn slot(&self, flow: u32, service: &Service) -> u32 {
         let key = self.key(flow);
         let hash = match self.family {
-            Family::V4 => {
-                hash::flow4(service.hash_key, last4(key.source), last4(key.destination), key.ports, TCP)
-            }
-            Family::V6 => hash::flow6(service.hash_key, key.source, key.destination, key.ports, TCP),
+            Family::V4 => hash::flow4(service.hash_key, last4(key.source), key.ports),
+            Family::V6 => hash::flow6(service.hash_key, key.source, key.ports),
         };
         hash::slot(hash, service.ring_size)
     }

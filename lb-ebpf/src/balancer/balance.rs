@@ -59,7 +59,7 @@ fn ipv4(ctx: &XdpContext, at: usize, packet: &Packet<[u8; 4]>) -> Result<Outcome
         return Err(Outcome::DropBadSource);
     }
     let ports = ports(service, packet);
-    let hash = hash::flow4(service.hash_key, packet.source, packet.destination, ports, packet.protocol);
+    let hash = hash::flow4(service.hash_key, packet.source, ports);
     let track = |index, always| track::ipv4(ctx, at, index, always);
     let Some(target) = select(service, hash, packet, track)? else { return Err(answer::ipv4(ctx, at)) };
     send(ctx, service, &target, hash, at, false, packet)
@@ -74,7 +74,7 @@ fn ipv6(ctx: &XdpContext, at: usize, packet: &Packet<[u8; 16]>) -> Result<Outcom
         return Err(Outcome::DropBadSource);
     }
     let ports = ports(service, packet);
-    let hash = hash::flow6(service.hash_key, packet.source, packet.destination, ports, packet.protocol);
+    let hash = hash::flow6(service.hash_key, packet.source, ports);
     let track = |index, always| track::ipv6(ctx, at, index, always);
     let Some(target) = select(service, hash, packet, track)? else { return Err(answer::ipv6(ctx, at)) };
     send(ctx, service, &target, hash, at, true, packet)

@@ -7,7 +7,7 @@ use lb_common::{
     hash::halves,
     outcome::Outcome,
     parse::{Bytes as _, Plain},
-    service::{FORWARD_IPIP, Service},
+    service::{FORWARD_IPIP, FORWARD_L2, Service},
 };
 use lb_ebpf::packet::{self, Frame};
 
@@ -86,11 +86,14 @@ const _: () = assert!(size_of::<Framed<Outer4>>() == 34 && size_of::<Framed<Oute
 /// Makes the packet one for the backend's next hop.
 #[inline(always)]
 pub fn rewrite(ctx: &XdpContext, service: &Service, backend: &Backend, inner: &Inner) -> Result<(), Outcome> {
-    if service.forward != FORWARD_IPIP {
-        return Frame::new(ctx).write(0, backend.macs()).ok_or(Outcome::DropNoHeadroom);
+    match service.forward {
+        FORWARD_IPIP if backend.flags & BACKEND_IPV6 == 0 => ipip4(ctx, backend, inner),
+        FORWARD_IPIP => ipip6(ctx, backend, inner),
+        FORWARD_L2 => Frame::new(ctx).write(0, backend.macs()),
+        // Somebody else has emptied the entry, which the controller will find.
+        _ => return Err(Outcome::DropNoBackend),
     }
-    if backend.flags & BACKEND_IPV6 == 0 { ipip4(ctx, backend, inner) } else { ipip6(ctx, backend, inner) }
-        .ok_or(Outcome::DropNoHeadroom)
+    .ok_or(Outcome::DropNoHeadroom)
 }
 
 /// Puts an IPv4 header in front (RFC 2003, RFC 4213).

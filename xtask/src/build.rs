@@ -20,7 +20,7 @@ pub struct Args {
 }
 
 const TARGET: &str = "bpfel-unknown-none";
-const OBJECTS: [&str; 2] = ["balancer", "decap"];
+const OBJECTS: [&str; 3] = ["balancer", "decap", "traffic"];
 
 /// Builds everything; answers the path of `xlb`.
 pub fn run(args: Args) -> Result<PathBuf> {

@@ -1,8 +1,15 @@
 //! Packets and requests per second through namespaces, beside other balancers.
 
 mod cpu;
+mod load;
 mod packets;
+mod requests;
+mod rivals;
+mod server;
+mod tables;
 mod wire;
+
+pub use server::{SUBCOMMAND as SERVE, main as serve};
 
 use anyhow::{Result, bail};
 use lb_lab::stop;
@@ -12,7 +19,9 @@ use crate::{Options, report::Section};
 /// Measures all cases.
 pub fn run(options: &Options) -> Result<Vec<Section>> {
     stop::on_signals();
-    Ok(vec![packets::run(options)?])
+    let mut sections = vec![packets::run(options)?];
+    sections.extend(tables::of(&requests::measure(options)?));
+    Ok(sections)
 }
 
 /// Fails if a signal asked for an end.

@@ -1,0 +1,132 @@
+//! What the requests say: a table for each shape of load, and the bars.
+
+use super::{
+    median, quantile,
+    requests::{Measured, SHAPES, Sample, Target, What},
+    rivals::Kind,
+};
+use crate::report::Section;
+
+const MICRO: f64 = 1e6;
+
+/// CPU time that a target adds to a request, a figure a round, in microseconds.
+struct Added {
+    /// By the tasks that take part.
+    ours: Vec<f64>,
+    /// By the whole machine.
+    machine: Vec<f64>,
+}
+
+/// All tables.
+pub fn of(measured: &Measured) -> Vec<Section> {
+    let mut sections: Vec<_> = (0..SHAPES.len()).map(|shape| table(measured, shape)).collect();
+    sections.push(bars(measured));
+    sections
+}
+
+fn table(measured: &Measured, shape: usize) -> Section {
+    let columns = [
+        "through",
+        "requests/s",
+        "p50 \u{b5}s",
+        "p90",
+        "p99",
+        "p99.9",
+        "CPU \u{b5}s/request",
+        "added",
+        "from",
+        "to",
+        "own process",
+        "machine, added",
+    ];
+    let mut section = Section::new(&format!("Requests: {}", SHAPES[shape].title), &columns);
+    for (number, target) in measured.targets.iter().enumerate() {
+        let samples = &measured.samples[shape][number];
+        let over = |figure: &dyn Fn(&Sample) -> f64| Some(median(samples.iter().map(figure)));
+        let latency = |share: f64| over(&|s| MICRO * quantile(s.answers.latencies.iter().copied(), share));
+        let added = added(measured, shape, number);
+        let of_added = |figures: &[f64], share| {
+            (target.what != What::Direct).then(|| quantile(figures.iter().copied(), share))
+        };
+        let process = samples.iter().filter_map(|s| Some(s.process?.as_secs_f64() * MICRO / requests(s)));
+        section.row(
+            target.name,
+            [
+                over(&|s| requests(s) / s.answers.took.as_secs_f64()),
+                latency(0.5),
+                latency(0.9),
+                latency(0.99),
+                latency(0.999),
+                over(&|s| s.used.ours.as_secs_f64() * MICRO / requests(s)),
+                of_added(&added.ours, 0.5),
+                of_added(&added.ours, 0.25),
+                of_added(&added.ours, 0.75),
+                samples[0].process.map(|_| median(process)),
+                of_added(&added.machine, 0.5),
+            ],
+        );
+    }
+    section.note("Medians of rounds that take turns. Added: minus `direct` of the same round, with the quartiles of the rounds.");
+    section
+}
+
+fn bars(measured: &Measured) -> Section {
+    let mut section = Section::new(
+        "Bars: CPU time that the balancer adds to a request",
+        &["a connection for each request", "figure", "at most"],
+    );
+    let of = |what: What| measured.targets.iter().position(|target: &Target| target.what == what);
+    if let Some(l2) = of(What::L2).map(|number| added(measured, 0, number)) {
+        for kind in Kind::ALL {
+            let Some(rival) = of(What::Rival(kind)).map(|number| added(measured, 0, number)) else {
+                continue;
+            };
+            for (whose, xlb, other) in
+                [("tasks", &l2.ours, &rival.ours), ("machine", &l2.machine, &rival.machine)]
+            {
+                let (xlb, middle) = (median(xlb.iter().copied()), median(other.iter().copied()));
+                let (what, figure, limit) = match kind {
+                    Kind::Haproxy | Kind::Nginx => ("share of", xlb / middle, 1.0 / 3.0),
+                    // Its upper quartile is what is within its spread.
+                    Kind::Nftables => ("\u{b5}s, beside", xlb, quantile(other.iter().copied(), 0.75)),
+                };
+                let verdict = if figure <= limit { "holds" } else { "MISSED" };
+                let case = format!("{verdict}: xlb l2, {what} {} ({whose})", kind.name());
+                section.row(case, [Some(figure), Some(limit)]);
+            }
+        }
+    }
+    for note in &measured.notes {
+        section.note(note);
+    }
+    for note in NOTES {
+        section.note(note);
+    }
+    section
+}
+
+const NOTES: [&str; 5] = [
+    "Tasks: CPU time of client, servers, balancers and ksoftirqd (schedstat); softirqs run on their time. Machine: all that was not idle (/proc/stat), others' work included.",
+    "veth makes XDP copy each packet, which a network card does not: what xlb adds here is more than it adds there.",
+    "The switch is a bridge on the same CPUs: a request crosses it twice with any balancer, an answer once with xlb and twice with the others.",
+    "HAProxy has a thread a CPU and nginx a worker, without logs; nftables has DNAT by jhash of the source, and masquerades.",
+    "xlb's work is in softirqs, not in its process.",
+];
+
+fn requests(sample: &Sample) -> f64 {
+    sample.answers.latencies.len() as f64
+}
+
+fn added(measured: &Measured, shape: usize, number: usize) -> Added {
+    let samples = &measured.samples[shape];
+    let rounds = || samples[number].iter().zip(&samples[measured.targets[number].base]);
+    let difference = |cost: fn(&Sample) -> f64| {
+        rounds()
+            .map(|(with, without)| cost(with) / requests(with) - cost(without) / requests(without))
+            .collect()
+    };
+    Added {
+        ours: difference(|s| s.used.ours.as_secs_f64() * MICRO),
+        machine: difference(|s| s.used.machine.as_secs_f64() * MICRO),
+    }
+}

@@ -205,7 +205,7 @@ fn haproxy(servers: &[Ipv4Addr]) -> Result<String> {
     let threads = std::thread::available_parallelism().context("count the CPUs")?;
     let mut text = format!(
         "global
-    maxconn 20000
+    maxconn 4096
     nbthread {threads}
 defaults
     mode tcp
@@ -234,9 +234,8 @@ fn nginx(servers: &[Ipv4Addr], dir: &Path) -> String {
         "{module}daemon off;
 pid {}/pid;
 worker_processes auto;
-worker_rlimit_nofile 65536;
 events {{
-    worker_connections 16384;
+    worker_connections 8192;
 }}
 stream {{
     upstream web {{

@@ -6,8 +6,7 @@
 
 use std::{
     fs,
-    iter::Sum,
-    ops::{Add, Sub},
+    ops::Sub,
     path::Path,
     time::{Duration, Instant},
 };
@@ -15,6 +14,8 @@ use std::{
 use anyhow::{Context as _, Result};
 use rustix::{
     param::clock_ticks_per_second,
+    process::{Pid, Signal, kill_process},
+    thread::{CpuSet, sched_getaffinity, sched_setaffinity},
     time::{ClockId, clock_gettime},
 };
 
@@ -61,6 +62,13 @@ impl Processes {
             Process::parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
         };
         Ok(entries.filter_map(|entry| process(entry.ok()?.file_name().into_string().ok()?)).collect())
+    }
+
+    /// Kills them; whether that was done.
+    pub fn kill(&self) -> bool {
+        let kill = |&pid: &u32| kill_process(Pid::from_raw(pid.cast_signed())?, Signal::KILL).ok();
+        // Some end with others.
+        self.pids.iter().filter_map(kill).count() > 0
     }
 
     /// The time that their present threads have run.
@@ -111,6 +119,8 @@ pub struct Used {
     pub ours: Duration,
     /// Of everything on the machine.
     pub machine: Duration,
+    /// What all CPUs together could have given.
+    pub capacity: Duration,
 }
 
 impl Meter {
@@ -132,7 +142,8 @@ impl Meter {
         // The idle time is exact where ticks stop when idle; what ticks sample as busy is not. Before the start it
         // was longer than all the time since, so that the difference is what counts.
         let wall = (self.start.elapsed() + Self::BEFORE) * self.cpus;
-        Ok(Used { ours: here + self.others.used() + irqs, machine: wall.saturating_sub(machine.not_busy) })
+        let machine = wall.saturating_sub(machine.not_busy);
+        Ok(Used { ours: here + self.others.used() + irqs, machine, capacity: wall })
     }
 
     /// Longer than any machine has been idle.
@@ -146,21 +157,15 @@ impl Sub for Used {
         Self {
             ours: self.ours.saturating_sub(before.ours),
             machine: self.machine.saturating_sub(before.machine),
+            capacity: self.capacity.saturating_sub(before.capacity),
         }
     }
 }
 
-impl Add for Used {
-    type Output = Self;
-
-    fn add(self, more: Self) -> Self {
-        Self { ours: self.ours + more.ours, machine: self.machine + more.machine }
-    }
-}
-
-impl Sum for Used {
-    fn sum<I: Iterator<Item = Self>>(all: I) -> Self {
-        all.fold(Self::default(), Add::add)
+impl Used {
+    /// The share of the machine that went to what has no part in it.
+    pub fn foreign(&self) -> f64 {
+        self.machine.saturating_sub(self.ours).as_secs_f64() / self.capacity.as_secs_f64()
     }
 }
 
@@ -182,6 +187,28 @@ impl Stat {
         let time = |ticks: u64| Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64);
         Some(Self { not_busy: time(idle + iowait + steal), irqs: time(irq + softirq) })
     }
+}
+
+/// One of the CPUs that a thread may use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// The first.
+    First,
+    /// The last; the only one may be both.
+    Last,
+}
+
+/// Keeps the calling thread on one CPU.
+pub fn pin(place: Place) -> Result<()> {
+    let allowed = sched_getaffinity(None).context("ask for the CPUs")?;
+    let mut cpus = (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu));
+    let cpu = match place {
+        Place::First => cpus.next(),
+        Place::Last => cpus.next_back(),
+    };
+    let mut one = CpuSet::new();
+    one.set(cpu.context("no CPU")?);
+    sched_setaffinity(None, &one).context("stay on one CPU")
 }
 
 /// Whether this kernel takes interrupts' time off the tasks'. If nobody says, it does not.

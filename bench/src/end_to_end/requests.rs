@@ -9,7 +9,7 @@ use lb_lab::{
 };
 
 use super::{
-    cpu::{Meter, Processes, Used},
+    cpu::{Meter, Place, Processes, Used, pin},
     go_on,
     load::{Answers, Load},
     rivals::{Kind, Rival},
@@ -155,6 +155,7 @@ impl Target {
             concurrency: shape.concurrency,
         };
         self.client.run(|| {
+            pin(Place::First)?;
             let processes = self.processes.as_ref();
             let (before, process) = (meter.read()?, processes.map(Processes::used));
             let answers = load.run()?;

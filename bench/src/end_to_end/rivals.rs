@@ -179,8 +179,12 @@ impl Rival {
 impl Drop for Rival {
     fn drop(&mut self) {
         if let Some(mut child) = self.process.take() {
-            // Nobody to tell; what is in its process namespace dies with it.
-            let _ = child.kill();
+            // The first process of its namespace, whose end is that of all in there and of `unshare`; what comes after
+            // is for a failure. Nobody to tell.
+            let inner = Processes::below(child.id()).map(|processes| processes.kill());
+            if !matches!(inner, Ok(true)) {
+                let _ = child.kill();
+            }
             let _ = child.wait();
         }
         let _ = fs::remove_dir_all(&self.dir);

@@ -15,6 +15,8 @@ use rustix::{
     io::Errno,
 };
 
+use super::cpu::{Place, pin};
+
 /// The hidden word that makes a server of this program.
 pub const SUBCOMMAND: &str = "serve";
 
@@ -38,6 +40,8 @@ pub fn main(mut arguments: impl Iterator<Item = String>) -> ExitCode {
 }
 
 fn serve(name: &str) -> Result<()> {
+    // Client and servers are machines of their own elsewhere; here they are on CPUs of their own, if there are two.
+    pin(Place::Last)?;
     let at = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), HTTP_PORT);
     let listener = TcpListener::bind(at).with_context(|| format!("listen on {at}"))?;
     // Again, because the standard library asks for a backlog of 128 only.

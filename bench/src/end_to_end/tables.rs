@@ -8,6 +8,8 @@ use super::{
 use crate::report::Section;
 
 const MICRO: f64 = 1e6;
+/// If others use more of the machine, its busy time says little about what was measured.
+const MOST_FOREIGN: f64 = 0.1;
 
 /// CPU time that a target adds to a request, a figure a round, in microseconds.
 struct Added {
@@ -62,7 +64,7 @@ fn table(measured: &Measured, shape: usize) -> Section {
                 of_added(&added.ours, 0.25),
                 of_added(&added.ours, 0.75),
                 samples[0].process.map(|_| median(process)),
-                of_added(&added.machine, 0.5),
+                of_added(&added.machine, 0.5).filter(|_| is_quiet(measured)),
             ],
         );
     }
@@ -84,6 +86,9 @@ fn bars(measured: &Measured) -> Section {
             for (whose, xlb, other) in
                 [("tasks", &l2.ours, &rival.ours), ("machine", &l2.machine, &rival.machine)]
             {
+                if whose == "machine" && !is_quiet(measured) {
+                    continue;
+                }
                 let (xlb, middle) = (median(xlb.iter().copied()), median(other.iter().copied()));
                 let (what, figure, limit) = match kind {
                     Kind::Haproxy | Kind::Nginx => ("share of", xlb / middle, 1.0 / 3.0),
@@ -99,19 +104,31 @@ fn bars(measured: &Measured) -> Section {
     for note in &measured.notes {
         section.note(note);
     }
+    let quiet = if is_quiet(measured) { "" } else { ": its busy time is no measure" };
+    section.note(format!("Others used {:.0} % of the machine meanwhile{quiet}.", 100.0 * foreign(measured)));
     for note in NOTES {
         section.note(note);
     }
     section
 }
 
-const NOTES: [&str; 5] = [
+const NOTES: [&str; 6] = [
     "Tasks: CPU time of client, servers, balancers and ksoftirqd (schedstat); softirqs run on their time. Machine: all that was not idle (/proc/stat), others' work included.",
     "veth makes XDP copy each packet, which a network card does not: what xlb adds here is more than it adds there.",
     "The switch is a bridge on the same CPUs: a request crosses it twice with any balancer, an answer once with xlb and twice with the others.",
     "HAProxy has a thread a CPU and nginx a worker, without logs; nftables has DNAT by jhash of the source, and masquerades.",
+    "Client and servers are kept on CPUs of their own, the first and the last; balancers are where the kernel puts them.",
     "xlb's work is in softirqs, not in its process.",
 ];
+
+/// The share of the machine that went to others while the bars were measured.
+fn foreign(measured: &Measured) -> f64 {
+    median(measured.samples[0].iter().flatten().map(|sample| sample.used.foreign()))
+}
+
+fn is_quiet(measured: &Measured) -> bool {
+    foreign(measured) <= MOST_FOREIGN
+}
 
 fn requests(sample: &Sample) -> f64 {
     sample.answers.latencies.len() as f64

@@ -18,9 +18,8 @@ use aya::{
     programs::{TestRun as _, TestRunAttrs, TestRunOptions, Xdp, XdpMode},
 };
 use lb_lab::{Netns, SERVICE_V4, Xlb, netns::unique, wait_for};
-use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use super::cpu::{Meter, Used};
+use super::cpu::{Meter, Place, Used, pin};
 
 /// The shortest frame, less its checksum.
 const FRAME: [u8; 60] = [0; 60];
@@ -112,7 +111,7 @@ impl Wire {
         let before = seen(&self.sink)?;
         let (source, meter) = (&mut self.sources[source], &self.meter);
         let (took, used) = self.outside.run(|| {
-            pin()?;
+            pin(Place::Last)?;
             let start = meter.read()?;
             let clock = std::time::Instant::now();
             source.send(frames)?;
@@ -235,13 +234,4 @@ fn mac(netns: &str) -> Result<[u8; 6]> {
     let text = links[0]["address"].as_str().context("eth0 has no address")?;
     let bytes: Vec<u8> = text.split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok()).collect();
     <[u8; 6]>::try_from(bytes).map_err(|_| anyhow::anyhow!("not a MAC address: {text}"))
-}
-
-/// Keeps the calling thread on the last CPU that it may use.
-fn pin() -> Result<()> {
-    let allowed = sched_getaffinity(None).context("ask for the CPUs")?;
-    let last = (0..CpuSet::MAX_CPU).rev().find(|&cpu| allowed.is_set(cpu)).context("no CPU")?;
-    let mut one = CpuSet::new();
-    one.set(last);
-    sched_setaffinity(None, &one).context("stay on one CPU")
 }

@@ -26,18 +26,19 @@ pub fn run(options: &Options) -> Result<Section> {
         Wire::new(*balancer, &FLOWS, &options.objects, &options.xlb)
     };
     let mut wires = CASES.iter().map(lay).collect::<Result<Vec<_>>>()?;
-    let mut moved = vec![vec![Vec::<Moved>::new(); FLOWS.len()]; CASES.len()];
+    // By number of flows, and case.
+    let mut moved = vec![vec![Vec::<Moved>::new(); CASES.len()]; FLOWS.len()];
     let mut arrived = vec![0; CASES.len()];
     // The first round only warms up.
     for round in 0..=rounds {
         eprintln!("packets per second: round {round} of {rounds}");
-        for source in 0..FLOWS.len() {
-            for (number, wire) in wires.iter_mut().enumerate() {
+        for (source, of_flows) in moved.iter_mut().enumerate() {
+            for ((wire, runs), arrived) in wires.iter_mut().zip(of_flows).zip(&mut arrived) {
                 go_on()?;
                 let run = wire.run(source, frames)?;
-                arrived[number] += run.seen;
+                *arrived += run.seen;
                 if round > 0 {
-                    moved[number][source].push(run);
+                    runs.push(run);
                 }
             }
         }
@@ -51,9 +52,9 @@ pub fn run(options: &Options) -> Result<Section> {
 fn table(moved: &[Vec<Vec<Moved>>]) -> Section {
     let columns = ["case", "flows", "million packets/s", "lost, %", "CPU ns/packet", "added by xlb, ns"];
     let mut section = Section::new("Packets per second over one wire (veth), one core", &columns);
-    for ((name, balancer), of_case) in CASES.iter().zip(moved) {
-        for ((flows, runs), base) in FLOWS.iter().zip(of_case).zip(&moved[0]) {
-            let added = (*balancer != Balancer::Reflector).then(|| cost(runs) - cost(base));
+    for (flows, of_flows) in FLOWS.iter().zip(moved) {
+        for ((name, balancer), runs) in CASES.iter().zip(of_flows) {
+            let added = (*balancer != Balancer::Reflector).then(|| cost(runs) - cost(&of_flows[0]));
             let rate = median(runs.iter().map(|run| run.seen as f64 / run.took.as_secs_f64() / 1e6));
             let lost = median(runs.iter().map(|run| 100.0 * (1.0 - run.seen as f64 / run.sent as f64)));
             section.row(*name, [Some(f64::from(*flows)), Some(rate), Some(lost), Some(cost(runs)), added]);

@@ -73,7 +73,7 @@ pub struct Rival {
     process: Option<Child>,
     dir: PathBuf,
     kind: Kind,
-    _netns: Netns,
+    netns: Netns,
 }
 
 impl Rival {
@@ -85,7 +85,7 @@ impl Rival {
         let netns = host(kind, lab)?;
         let dir = Path::new(RUN_DIR).join(format!("{DIR_PREFIX}{}-{}", std::process::id(), unique()));
         fs::create_dir_all(&dir).with_context(|| format!("create {}", dir.display()))?;
-        let mut rival = Self { process: None, dir, kind, _netns: netns };
+        let mut rival = Self { process: None, dir, kind, netns };
         let servers: Vec<_> = lab.topology().servers().iter().map(|host| host.v4).collect();
         match kind {
             Kind::Haproxy => {
@@ -132,7 +132,7 @@ impl Rival {
     /// Starts it in the foreground, in a process namespace of its own: its workers end with it, however it ends.
     fn spawn(&mut self, program: &Path, arguments: &[&str]) -> Result<()> {
         let log = File::create(self.dir.join("log")).context("create the log")?;
-        let mut command = self._netns.command("unshare");
+        let mut command = self.netns.command("unshare");
         command.args(["--pid", "--fork", "--kill-child", "--"]).arg(program).args(arguments);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).process_group(0);
         self.process = Some(command.spawn().with_context(|| format!("start {}", program.display()))?);
@@ -142,12 +142,12 @@ impl Rival {
     /// Loads the rules; `Err` inside is what nft says, such as what the kernel lacks.
     fn nft(&self, program: &Path, servers: &[Ipv4Addr]) -> Result<Result<(), String>> {
         // On one network the kernel would tell the client of the shorter way to the server.
-        self._netns.sysctl(&[
+        self.netns.sysctl(&[
             ("net/ipv4/ip_forward", "1"),
             ("net/ipv4/conf/all/send_redirects", "0"),
             ("net/ipv4/conf/eth0/send_redirects", "0"),
         ])?;
-        let mut command = self._netns.command(program);
+        let mut command = self.netns.command(program);
         command.args(["-f", "-"]).stdin(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().context("start nft")?;
         let rules = nftables(self.kind.address(), servers);
@@ -232,8 +232,9 @@ listen web
 fn nginx(servers: &[Ipv4Addr], dir: &Path) -> String {
     let module = Path::new(NGINX_STREAM).exists();
     let module = if module { format!("load_module {NGINX_STREAM};\n") } else { String::new() };
-    let servers: String =
-        servers.iter().map(|server| format!("        server {server}:{HTTP_PORT};\n")).collect();
+    let servers: Vec<_> =
+        servers.iter().map(|server| format!("        server {server}:{HTTP_PORT};")).collect();
+    let servers = servers.join("\n");
     format!(
         "{module}daemon off;
 pid {}/pid;
@@ -243,7 +244,8 @@ events {{
 }}
 stream {{
     upstream web {{
-{servers}    }}
+{servers}
+    }}
     server {{
         listen {}:{HTTP_PORT} backlog=4096;
         proxy_pass web;

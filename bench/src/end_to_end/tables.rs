@@ -64,11 +64,20 @@ fn table(measured: &Measured, shape: usize) -> Section {
                 of_added(&added.ours, 0.25),
                 of_added(&added.ours, 0.75),
                 samples[0].process.map(|_| median(process)),
-                of_added(&added.machine, 0.5).filter(|_| is_quiet(measured)),
+                of_added(&added.machine, 0.5).filter(|_| is_quiet(measured, shape)),
             ],
         );
     }
     section.note("Medians of rounds that take turns. Added: minus `direct` of the same round, with the quartiles of the rounds.");
+    let quiet = if is_quiet(measured, shape) {
+        ""
+    } else {
+        ": times are as much theirs, and its busy time is no measure"
+    };
+    section.note(format!(
+        "Others used {:.0} % of the machine meanwhile{quiet}.",
+        100.0 * foreign(measured, shape)
+    ));
     section
 }
 
@@ -86,7 +95,7 @@ fn bars(measured: &Measured) -> Section {
             for (whose, xlb, other) in
                 [("tasks", &l2.ours, &rival.ours), ("machine", &l2.machine, &rival.machine)]
             {
-                if whose == "machine" && !is_quiet(measured) {
+                if whose == "machine" && !is_quiet(measured, 0) {
                     continue;
                 }
                 let (xlb, middle) = (median(xlb.iter().copied()), median(other.iter().copied()));
@@ -104,8 +113,6 @@ fn bars(measured: &Measured) -> Section {
     for note in &measured.notes {
         section.note(note);
     }
-    let quiet = if is_quiet(measured) { "" } else { ": its busy time is no measure" };
-    section.note(format!("Others used {:.0} % of the machine meanwhile{quiet}.", 100.0 * foreign(measured)));
     for note in NOTES {
         section.note(note);
     }
@@ -117,17 +124,17 @@ const NOTES: [&str; 6] = [
     "veth makes XDP copy each packet, which a network card does not: what xlb adds here is more than it adds there.",
     "The switch is a bridge on the same CPUs: a request crosses it twice with any balancer, an answer once with xlb and twice with the others.",
     "HAProxy has a thread a CPU and nginx a worker, without logs; nftables has DNAT by jhash of the source, and masquerades.",
-    "Client and servers are kept on CPUs of their own, the first and the last; balancers are where the kernel puts them.",
+    "Client and servers are kept on the first and the last CPU; balancers are where the kernel puts them.",
     "xlb's work is in softirqs, not in its process.",
 ];
 
-/// The share of the machine that went to others while the bars were measured.
-fn foreign(measured: &Measured) -> f64 {
-    median(measured.samples[0].iter().flatten().map(|sample| sample.used.foreign()))
+/// The share of the machine that went to others while this was measured.
+fn foreign(measured: &Measured, shape: usize) -> f64 {
+    median(measured.samples[shape].iter().flatten().map(|sample| sample.used.foreign()))
 }
 
-fn is_quiet(measured: &Measured) -> bool {
-    foreign(measured) <= MOST_FOREIGN
+fn is_quiet(measured: &Measured, shape: usize) -> bool {
+    foreign(measured, shape) <= MOST_FOREIGN
 }
 
 fn requests(sample: &Sample) -> f64 {

@@ -274,3 +274,22 @@ fn targets(stage: &Stage) -> Result<Vec<Target>> {
     }
     Ok(targets)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(counts: &[(&str, u64)]) -> Sample {
+        let by_server = counts.iter().map(|&(name, count)| (name.to_owned(), count)).collect();
+        Sample { answers: Answers { by_server, ..Answers::default() }, used: Used::default(), process: None }
+    }
+
+    #[test]
+    fn a_server_that_gets_too_little_is_found_over_all_rounds() {
+        let even = [sample(&[("s1", 30), ("s2", 10)]), sample(&[("s2", 20), ("s3", 35)])];
+        assert!(fair(even.iter()).is_ok());
+        assert!(fair([sample(&[("s1", 60), ("s2", 60)])].iter()).is_err());
+        assert!(fair([sample(&[("s1", 45), ("s2", 45), ("s3", 10)])].iter()).is_err());
+        assert!(fair([].iter()).is_err());
+    }
+}

@@ -63,7 +63,7 @@ pub struct Shape {
     concurrency: usize,
 }
 
-/// The loads; the first is the one that the bars are for.
+/// The loads.
 pub const SHAPES: [Shape; 3] = [
     Shape {
         title: "A connection for each request, 3,000 a second",

@@ -45,6 +45,10 @@ pub enum Part {
 }
 
 fn main() -> ExitCode {
+    let mut words = std::env::args().skip(1);
+    if words.next().as_deref() == Some(end_to_end::SERVE) {
+        return end_to_end::serve(words);
+    }
     match run(&Options::parse()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

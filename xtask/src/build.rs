@@ -23,7 +23,7 @@ pub struct Args {
 }
 
 const TARGET: &str = "bpfel-unknown-none";
-const OBJECTS: [&str; 3] = ["balancer", "decap", "bench"];
+const OBJECTS: [&str; 4] = ["balancer", "decap", "bench", "traffic"];
 /// Features of lb-ebpf that leave a rule out.
 const CONTROLS: [&str; 1] = ["control-refused-to-current"];
 

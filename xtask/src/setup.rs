@@ -13,6 +13,16 @@ const BPF_LINKER_VERSION: &str = "0.10.3";
 /// Debian packages of the programs that the lab and the tests run.
 const PACKAGES: [(&str, &str); 2] = [("ip", "iproute2"), ("ping", "iputils-ping")];
 
+/// Debian packages of what the end-to-end bench is run beside: what shows that it is there, and the package.
+const BENCH_PACKAGES: [(&str, &str); 4] = [
+    ("/usr/sbin/haproxy", "haproxy"),
+    ("/usr/sbin/nginx", "nginx"),
+    ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
+    ("/usr/sbin/nft", "nftables"),
+];
+/// Those of them that start a service of their own when they are installed.
+const SERVICES: [&str; 2] = ["haproxy", "nginx"];
+
 /// Fetches everything.
 pub fn everything() -> Result<()> {
     rust_src()?;
@@ -65,8 +75,29 @@ fn is_version(linker: &Path, version: &str) -> bool {
 
 /// The programs that the lab and the tests run.
 pub fn packages() -> Result<()> {
-    let missing: Vec<&str> =
-        PACKAGES.iter().filter(|(program, _)| !is_on_path(program)).map(|(_, package)| *package).collect();
+    let missing = PACKAGES.iter().filter(|(program, _)| !is_on_path(program));
+    install(&missing.map(|(_, package)| *package).collect::<Vec<_>>())
+}
+
+/// The balancers that the end-to-end bench compares with. What their packages start by themselves is stopped again.
+/// Where they cannot be installed, the bench leaves them out.
+pub fn bench_packages() -> Result<()> {
+    if !is_on_path("apt-get") {
+        return Ok(());
+    }
+    let missing = BENCH_PACKAGES.iter().filter(|(path, _)| !Path::new(path).exists());
+    let missing: Vec<_> = missing.map(|(_, package)| *package).collect();
+    install(&missing)?;
+    for service in SERVICES.iter().filter(|service| missing.contains(service)) {
+        // Only where systemd runs is anything started.
+        if Path::new("/run/systemd/system").is_dir() {
+            exec(as_root("systemctl").args(["disable", "--now", service]))?;
+        }
+    }
+    Ok(())
+}
+
+fn install(missing: &[&str]) -> Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
@@ -77,14 +108,16 @@ pub fn packages() -> Result<()> {
         );
     }
     eprintln!("Debian packages are missing: {list}");
-    let apt = || {
-        let mut command = Command::new(if is_root() { "apt-get" } else { "sudo" });
-        if !is_root() {
-            command.arg("apt-get");
-        }
-        command.env("DEBIAN_FRONTEND", "noninteractive");
-        command
-    };
-    exec(apt().args(["update", "-q"]))?;
-    exec(apt().args(["install", "-y", "-q", "--no-install-recommends"]).args(&missing))
+    exec(as_root("apt-get").args(["update", "-q"]))?;
+    exec(as_root("apt-get").args(["install", "-y", "-q", "--no-install-recommends"]).args(missing))
+}
+
+/// A command as root, that asks no questions.
+fn as_root(program: &str) -> Command {
+    let mut command = Command::new(if is_root() { program } else { "sudo" });
+    if !is_root() {
+        command.arg(program);
+    }
+    command.env("DEBIAN_FRONTEND", "noninteractive");
+    command
 }

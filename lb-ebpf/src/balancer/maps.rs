@@ -72,6 +72,18 @@ fn lookup(lines: &Array<Line>, entries: &'static Array<Entry>, key: Key) -> Opti
     }
 }
 
+/// Half a word at a time: the verifier takes no words of the stack that are not aligned.
+#[inline(always)]
+fn words(address: &[u8; 16]) -> [u64; 2] {
+    let half = |at: usize| {
+        let half = [address[at], address[at + 1], address[at + 2], address[at + 3]];
+        let half = u32::from_ne_bytes(half);
+        // SAFETY: a plain number.
+        u64::from(unsafe { core::ptr::read_volatile(&raw const half) })
+    };
+    [half(0) | half(4) << 32, half(8) | half(12) << 32]
+}
+
 /// Whether there are keys with any port.
 #[inline(always)]
 fn has_any_port(lines: &Array<Line>) -> bool {
@@ -89,10 +101,10 @@ pub fn service4(address: [u8; 4], port: [u8; 2], protocol: u8) -> Option<&'stati
 /// As [`service4`].
 #[inline(always)]
 pub fn service6(address: [u8; 16], port: [u8; 2], protocol: u8) -> Option<&'static Service> {
-    let [a, b, c, d, e, f, g, h, rest @ ..] = address;
-    let words = [u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes(rest)];
+    let words = words(&address);
     let entry = |port| {
-        lookup(&LINES6, &SERVICES6, Key::ipv6(words, port, protocol)).filter(|entry| entry.address == address)
+        lookup(&LINES6, &SERVICES6, Key::ipv6(words, port, protocol))
+            .filter(|entry| self::words(&entry.address) == words)
     };
     let any_port = || if has_any_port(&LINES6) { entry([0, 0]) } else { None };
     entry(port).or_else(any_port).map(|entry| &entry.service)

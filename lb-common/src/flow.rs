@@ -1,5 +1,7 @@
 //! Flows and pins: the flow table as the program and the controller see it.
 
+use crate::hash::halves;
+
 /// Key of the flow table: the 5-tuple. One shape for both families: IPv4 addresses are written as IPv4-mapped IPv6
 /// ones (RFC 4291, section 2.5.5.2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -29,7 +31,31 @@ impl FlowKey {
     pub const fn new(source: [u8; 16], destination: [u8; 16], ports: [u8; 4], protocol: u8) -> Self {
         Self { source, destination, ports, protocol, reserved: [0; 3] }
     }
+
+    /// As [`Self::new`] of widened addresses.
+    #[inline(always)]
+    pub fn ipv4(source: [u8; 4], destination: [u8; 4], ports: [u8; 4], protocol: u8) -> Self {
+        let wide = |address: [u8; 4]| [0, 0xffff_0000 | (u32::from_ne_bytes(address) as u64) << 32];
+        Self::of_words(wide(source), wide(destination), ports, protocol)
+    }
+
+    /// As [`Self::new`].
+    #[inline(always)]
+    pub fn ipv6(source: [u8; 16], destination: [u8; 16], ports: [u8; 4], protocol: u8) -> Self {
+        Self::of_words(halves(source), halves(destination), ports, protocol)
+    }
+
+    /// Five stores of a word each. Written byte by byte, the key would stall the hash function, which reads it in words.
+    #[inline(always)]
+    const fn of_words([a, b]: [u64; 2], [c, d]: [u64; 2], ports: [u8; 4], protocol: u8) -> Self {
+        let rest = u32::from_ne_bytes(ports) as u64 | (protocol as u64) << 32;
+        // SAFETY: as large, and as aligned; any bytes are a key.
+        unsafe { core::mem::transmute([a, b, c, d, rest]) }
+    }
 }
+
+const _: () =
+    assert!(cfg!(target_endian = "little"), "a flow key's words are put together for such machines only");
 
 /// A pin: holds a flow to a backend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -100,3 +126,16 @@ const _: () = assert!(size_of::<FlowKey>() == 40);
 const _: () = assert!(size_of::<Pin>() == 16);
 const _: () = assert!(size_of::<PinStats>() == 40);
 const _: () = assert!(size_of::<SweepItem>() == 64);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_of_words_is_the_key_of_bytes() {
+        let (a, b, ports) = ([203, 0, 113, 7], [192, 0, 2, 10], [0xc0, 1, 0, 80]);
+        assert_eq!(FlowKey::ipv4(a, b, ports, 6), FlowKey::new(widened(a), widened(b), ports, 6));
+        let (a, b) = (core::array::from_fn(|i| i as u8 + 1), core::array::from_fn(|i| 0xf0 - i as u8));
+        assert_eq!(FlowKey::ipv6(a, b, ports, 17), FlowKey::new(a, b, ports, 17));
+    }
+}

@@ -1,7 +1,8 @@
 //! The packet hash: which slot a flow falls on. The same function in the kernel and in the controller.
 //!
-//! Two or five rounds of xor, 64-bit multiply and xor-shift (the shape of wyhash and of splitmix64, see Steele et al.,
-//! OOPSLA 2014), keyed: who does not know the key cannot aim flows at one backend. It is no cryptographic hash.
+//! Rounds of xor, 64-bit multiply and xor-shift (the shape of wyhash and of splitmix64, see Steele et al., OOPSLA 2014),
+//! keyed: who does not know the key cannot aim flows at one backend. It is no cryptographic hash. What is the same for all
+//! packets of a service, its address and protocol, is hashed by the controller ([`service4`]); the program goes on from there.
 
 /// Odd, with about half of the bits set; the constant of splitmix64's second round.
 const MULTIPLIER: u64 = 0x94d0_49bb_1331_11eb;
@@ -20,21 +21,29 @@ pub const fn key(hash_seed: u32) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Hash of an IPv4 flow. `ports` is source then destination; zeros when the service hashes by client.
-#[inline(always)]
-pub const fn flow4(key: u64, source: [u8; 4], destination: [u8; 4], ports: [u8; 4], protocol: u8) -> u32 {
-    let addresses = (u32::from_ne_bytes(source) as u64) << 32 | u32::from_ne_bytes(destination) as u64;
-    let rest = (u32::from_ne_bytes(ports) as u64) << 8 | protocol as u64;
-    fold(mix(mix(key, addresses), rest))
+/// Key of the flows to a service's IPv4 address; `key` from [`key`].
+pub const fn service4(key: u64, address: [u8; 4], protocol: u8) -> u64 {
+    mix(key, (u32::from_ne_bytes(address) as u64) << 8 | protocol as u64)
 }
 
-/// Hash of an IPv6 flow, see [`flow4`].
+/// As [`service4`].
+pub const fn service6(key: u64, address: [u8; 16], protocol: u8) -> u64 {
+    let [high, low] = halves(address);
+    mix(mix(mix(key, high), low), protocol as u64)
+}
+
+/// Hash of an IPv4 flow; `key` from [`service4`]. `ports` is source then destination; zeros when the service hashes by client.
 #[inline(always)]
-pub const fn flow6(key: u64, source: [u8; 16], destination: [u8; 16], ports: [u8; 4], protocol: u8) -> u32 {
-    let [s0, s1] = halves(source);
-    let [d0, d1] = halves(destination);
-    let rest = (u32::from_ne_bytes(ports) as u64) << 8 | protocol as u64;
-    fold(mix(mix(mix(mix(mix(key, s0), s1), d0), d1), rest))
+pub const fn flow4(key: u64, source: [u8; 4], ports: [u8; 4]) -> u32 {
+    fold(mix(key, (u32::from_ne_bytes(source) as u64) << 32 | u32::from_ne_bytes(ports) as u64))
+}
+
+/// Hash of an IPv6 flow, see [`flow4`]; `key` from [`service6`]. The halves of the address do not wait for each other.
+#[inline(always)]
+pub const fn flow6(key: u64, source: [u8; 16], ports: [u8; 4]) -> u32 {
+    let [high, low] = halves(source);
+    let address = mix(key, high) ^ mix(key.rotate_left(32), low);
+    fold(mix(address, u32::from_ne_bytes(ports) as u64))
 }
 
 /// Slot of a hash on a ring of `ring_size` slots: high bits of hash x size, no division.
@@ -48,15 +57,17 @@ const fn fold(state: u64) -> u32 {
     (state.wrapping_mul(MULTIPLIER) >> 32) as u32
 }
 
+/// An IPv6 address as the two words that stand in the packet. (As single bytes the compiler would take it apart.)
 #[inline(always)]
-const fn halves(address: [u8; 16]) -> [u64; 2] {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = address;
-    [u64::from_ne_bytes([a, b, c, d, e, f, g, h]), u64::from_ne_bytes([i, j, k, l, m, n, o, p])]
+pub const fn halves(address: [u8; 16]) -> [u64; 2] {
+    let both = u128::from_ne_bytes(address);
+    let (low, high) = (both as u64, (both >> 64) as u64);
+    if cfg!(target_endian = "little") { [low, high] } else { [high, low] }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{key, service4, service6, slot};
     use std::vec;
 
     /// Largest share of one of `buckets` relative to the even share.
@@ -112,6 +123,25 @@ mod tests {
     }
 
     #[test]
+    fn every_input_bit_of_ipv6_changes_half_of_the_output() {
+        let input: [u8; 36] = core::array::from_fn(|i| (i * 37 + 5) as u8);
+        let hash = |input: [u8; 36]| {
+            let (source, rest) = input.split_first_chunk().unwrap();
+            let (destination, ports) = rest.split_first_chunk().unwrap();
+            flow6(key(7), *source, *destination, ports.try_into().unwrap(), 6)
+        };
+        let mut flipped = 0;
+        for bit in 0..36 * 8 {
+            let mut other = input;
+            other[bit / 8] ^= 1 << (bit % 8);
+            let changed = (hash(input) ^ hash(other)).count_ones();
+            assert!((4..=28).contains(&changed), "bit {bit}: {changed} bits changed");
+            flipped += changed;
+        }
+        assert!((14 * 288..=18 * 288).contains(&flipped), "{flipped}");
+    }
+
+    #[test]
     fn address_port_protocol_and_seed_all_matter() {
         let base = flow4(key(0), [1, 2, 3, 4], [5, 6, 7, 8], [1, 2, 3, 4], 6);
         assert_ne!(base, flow4(key(0), [1, 2, 3, 4], [5, 6, 7, 9], [1, 2, 3, 4], 6));
@@ -126,6 +156,14 @@ mod tests {
             assert_eq!(slot(0, size), 0);
             assert_eq!(slot(u32::MAX, size), size - 1);
         }
+    }
+
+    fn flow4(key: u64, source: [u8; 4], destination: [u8; 4], ports: [u8; 4], protocol: u8) -> u32 {
+        super::flow4(service4(key, destination, protocol), source, ports)
+    }
+
+    fn flow6(key: u64, source: [u8; 16], destination: [u8; 16], ports: [u8; 4], protocol: u8) -> u32 {
+        super::flow6(service6(key, destination, protocol), source, ports)
     }
 
     fn port_pair(source: u16) -> [u8; 4] {

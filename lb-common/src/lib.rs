@@ -21,6 +21,7 @@ pub mod hash;
 pub mod lookup;
 pub mod outcome;
 pub mod parse;
+pub mod plain;
 #[cfg(feature = "user")]
 mod pod;
 pub mod record;

@@ -34,6 +34,8 @@ pub const NOBODY: u64 = 3 << INDEX_BITS;
 const INDEX_BITS: u32 = 14;
 /// As in [`crate::hash`].
 const MULTIPLIER: u64 = 0x94d0_49bb_1331_11eb;
+/// Of splitmix64's first round.
+const OTHER_MULTIPLIER: u64 = 0xbf58_476d_1ce4_e5b9;
 
 /// A cache line of words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,8 +104,8 @@ impl Key {
     #[inline(always)]
     pub const fn ipv6(address: [u64; 2], port: [u8; 2], protocol: u8) -> Self {
         let [high, low] = address;
-        let product = (high ^ low.rotate_left(32)).wrapping_mul(MULTIPLIER) ^ low;
-        Self::new((product.wrapping_mul(MULTIPLIER) >> 32) as u32, port, protocol)
+        let mixed = high.wrapping_mul(MULTIPLIER) ^ low.wrapping_mul(OTHER_MULTIPLIER);
+        Self::new((mixed >> 32) as u32, port, protocol)
     }
 
     #[inline(always)]

@@ -6,12 +6,16 @@
 //! What is malformed is only *reported* together with the destination: whether it is dropped depends on whether that
 //! address is a service's.
 
+use crate::hash::halves;
 use network_types::{ip::Ipv4Hdr, ip::Ipv6Hdr, udp::UdpHdr};
 
 /// A packet's bytes.
 pub trait Bytes {
     /// Copies a `T` that starts at `at`; `None` if it does not lie wholly inside the packet.
     fn read<T: Plain>(&self, at: usize) -> Option<T>;
+
+    /// Whether [`Self::read`] reaches so many bytes.
+    fn has(&self, len: usize) -> bool;
 
     /// Whether the whole frame, also the parts that [`Self::read`] cannot reach, has at least `len` bytes.
     fn holds(&self, len: usize) -> bool;
@@ -20,20 +24,19 @@ pub trait Bytes {
 /// Types that any bytes form.
 ///
 /// # Safety
-/// Every bit pattern must be a valid value, and the alignment must be 1.
+/// Every bit pattern must be a valid value, and there must be no padding.
 pub unsafe trait Plain: Copy {}
 
 // SAFETY: arrays of bytes; the headers of network-types 0.2 are `repr(C)` structs of byte arrays.
 unsafe impl<const N: usize> Plain for [u8; N] {}
+// SAFETY: an integer.
+unsafe impl Plain for u16 {}
 // SAFETY: as above.
 unsafe impl Plain for Ipv4Hdr {}
 // SAFETY: as above.
 unsafe impl Plain for Ipv6Hdr {}
 // SAFETY: as above.
 unsafe impl Plain for UdpHdr {}
-
-const _: () = assert!(align_of::<Ipv4Hdr>() == 1);
-const _: () = assert!(align_of::<Ipv6Hdr>() == 1 && align_of::<UdpHdr>() == 1);
 
 /// IP protocol numbers.
 pub const TCP: u8 = 6;
@@ -118,9 +121,10 @@ pub enum Bad {
     Fragment,
 }
 
-const ETH_LEN: usize = 14;
-const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
-const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
+/// Of the Ethernet header without tags.
+pub(crate) const ETH_LEN: usize = 14;
+pub(crate) const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
+pub(crate) const ETHERTYPE_IPV6: [u8; 2] = [0x86, 0xdd];
 
 const fn is_vlan(ethertype: [u8; 2]) -> bool {
     matches!(ethertype, [0x81, 0x00] | [0x88, 0xa8])
@@ -250,6 +254,12 @@ fn skip_extensions(bytes: &(impl Bytes + ?Sized), first: u8, start: usize) -> Re
     Err(Skip::Bad(Bad::Malformed))
 }
 
+/// Whether no TCP segment has these flags.
+#[inline(always)]
+pub(crate) const fn is_odd(flags: u8) -> bool {
+    flags & TCP_SYN != 0 && flags & (TCP_FIN | TCP_RST) != 0
+}
+
 /// Ports and TCP flags of the `len` bytes of TCP or UDP at `at`; `None` if they cannot be.
 #[inline(always)]
 fn transport(bytes: &(impl Bytes + ?Sized), protocol: u8, at: usize, len: usize) -> Option<([u8; 4], u8)> {
@@ -257,8 +267,7 @@ fn transport(bytes: &(impl Bytes + ?Sized), protocol: u8, at: usize, len: usize)
         let tcp = bytes.read::<[u8; 20]>(at)?;
         let header = usize::from(tcp[12] >> 4) * 4;
         let flags = tcp[13];
-        let odd = flags & TCP_SYN != 0 && flags & (TCP_FIN | TCP_RST) != 0;
-        (header >= 20 && header <= len && !odd).then_some(([tcp[0], tcp[1], tcp[2], tcp[3]], flags))
+        (header >= 20 && header <= len && !is_odd(flags)).then_some(([tcp[0], tcp[1], tcp[2], tcp[3]], flags))
     } else {
         let udp = bytes.read::<[u8; 8]>(at)?;
         let length = usize::from(u16::from_be_bytes([udp[4], udp[5]]));
@@ -275,16 +284,20 @@ pub fn is_bad_source4(source: [u8; 4], destination: [u8; 4]) -> bool {
 /// As [`is_bad_source4`], for IPv6: unspecified, loopback, multicast, or the service's own address.
 #[inline(always)]
 pub fn is_bad_source6(source: [u8; 16], destination: [u8; 16]) -> bool {
-    let s = u128::from_be_bytes(source);
-    s <= 1 || source[0] == 0xff || s == u128::from_be_bytes(destination)
+    let ([high, low], to) = (halves(source), halves(destination));
+    (high == 0 && low & !1u64.to_be() == 0) || high.to_be() >> 56 == 0xff || [high, low] == to
 }
 
 /// A frame in memory, for tests, models and tools.
 impl Bytes for [u8] {
     fn read<T: Plain>(&self, at: usize) -> Option<T> {
         let bytes = self.get(at..at.checked_add(size_of::<T>())?)?;
-        // SAFETY: `bytes` has the size of `T`; `Plain` promises alignment 1 and that any bytes form a value.
+        // SAFETY: `bytes` has the size of `T`; `Plain` promises that any bytes form a value; unaligned.
         Some(unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
+    }
+
+    fn has(&self, len: usize) -> bool {
+        len <= self.len()
     }
 
     fn holds(&self, len: usize) -> bool {

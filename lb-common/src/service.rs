@@ -49,7 +49,7 @@ impl ServiceKey6 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub struct Service {
-    /// Key of the packet hash, see [`crate::hash`].
+    /// Key of the packet hash for this address and protocol, see [`crate::hash::service4`].
     pub hash_key: u64,
     /// First slot of its ring in `RING`.
     pub ring_base: u32,

@@ -39,8 +39,7 @@ impl Frame {
     #[inline(always)]
     pub fn write<T: Plain>(&self, at: usize, value: T) -> Option<()> {
         let start = self.pointer(at, size_of::<T>())?;
-        // SAFETY: inside the packet, as just compared; `Plain` has alignment 1; the program owns the packet while
-        // it runs.
+        // SAFETY: inside the packet, as just compared; unaligned; the program owns the packet while it runs.
         unsafe { (start as *mut T).write_unaligned(value) };
         Some(())
     }
@@ -63,8 +62,13 @@ impl Bytes for Frame {
     #[inline(always)]
     fn read<T: Plain>(&self, at: usize) -> Option<T> {
         let start = self.pointer(at, size_of::<T>())?;
-        // SAFETY: inside the packet, as just compared; `Plain` has alignment 1 and takes any bytes.
+        // SAFETY: inside the packet, as just compared; `Plain` takes any bytes; unaligned.
         Some(unsafe { (start as *const T).read_unaligned() })
+    }
+
+    #[inline(always)]
+    fn has(&self, len: usize) -> bool {
+        self.data + len <= self.data_end
     }
 
     #[inline(always)]

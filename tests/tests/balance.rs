@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_lab::{
-    ECHO_V4, ECHO_V6, HTTP_V4, HTTP_V6, Lab, LongConns, Tally, TopologyConfig, Traffic, UdpFlows,
+    ECHO_V4, ECHO_V6, HTTP_V4, HTTP_V6, Lab, LongConns, Record, Tally, TopologyConfig, Traffic, UdpFlows,
     root_or_skip,
 };
 use lb_tests::net::{Config, ipip, lab, wait_status};
@@ -139,6 +139,9 @@ fn generic_mode_works_and_is_told() {
 fn assert_no_failure_after(lab: &Lab, traffic: &Traffic, event: Instant, limit: Duration, gone: &str) {
     std::thread::sleep(limit + SECOND);
     let records = traffic.take();
+    let is_lost = |r: &&Record| r.start >= event && r.result.as_ref().map_or(true, |server| server == gone);
+    let last_lost = records.iter().filter(is_lost).map(|r| r.start - event).max();
+    println!("the last connection that was lost began after {last_lost:?}");
     let late: Vec<_> = records.iter().filter(|r| r.start >= event + limit).collect();
     assert!(late.len() >= 50, "only {} requests: the test tests nothing", late.len());
     for record in &late {

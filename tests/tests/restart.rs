@@ -44,7 +44,7 @@ fn after_a_crash_forwarding_goes_on_and_the_next_controller_adopts_it() {
     // The control: without its pin the link ends with the process.
     fs::remove_file(version(&lab).join("link-eth0")).unwrap();
     lab.xlb_mut().unwrap().kill().unwrap();
-    wait_for(SECOND, || (!has_xdp(&lab, "eth0")).then_some(())).expect("the data path ends");
+    wait_for(5 * SECOND, || (!has_xdp(&lab, "eth0")).then_some(())).expect("the data path ends");
     does_not_forward(&lab);
     // And the next controller makes a new one.
     restart(&mut lab);

@@ -20,7 +20,7 @@ pub fn run(args: &Args) -> Result<()> {
         bail!("cargo xtask bench needs root (BPF, network namespaces)");
     }
     setup::packages()?;
-    let xlb = build::run(build::Args { release: true })?;
+    let xlb = build::run(build::Args { release: true, ..build::Args::default() })?;
     let mut command = cargo();
     command.args(["run", "--quiet", "--release", "--package", "lb-bench", "--"]).args(&args.words);
     exec(command.arg("--objects").arg(target_dir().join("bpf")).arg("--xlb").arg(xlb))

@@ -17,14 +17,22 @@ pub struct Args {
     /// Optimised; the lab and the benches want it
     #[arg(long)]
     pub release: bool,
+    /// Also the balancers with a rule left out that tests compare it with; no xlb carries them
+    #[arg(long)]
+    pub controls: bool,
 }
 
 const TARGET: &str = "bpfel-unknown-none";
 const OBJECTS: [&str; 3] = ["balancer", "decap", "bench"];
+/// Features of lb-ebpf that leave a rule out.
+const CONTROLS: [&str; 1] = ["control-refused-to-current"];
 
 /// Builds everything; answers the path of `xlb`.
 pub fn run(args: Args) -> Result<PathBuf> {
     objects()?;
+    if args.controls {
+        CONTROLS.iter().try_for_each(|feature| control(feature))?;
+    }
     let mut command = cargo();
     command.args(["build", "--package", "lb-userspace"]);
     if args.release {
@@ -36,18 +44,29 @@ pub fn run(args: Args) -> Result<PathBuf> {
 
 /// Builds the eBPF objects into `target/bpf`, where lb-userspace's build script finds them.
 pub fn objects() -> Result<()> {
+    let out = target_dir().join("bpf");
+    compile(&["--bins"], &OBJECTS.map(|object| (object, out.join(object))))
+}
+
+/// Builds a balancer with a rule left out, which no product carries: tests put it into a copy of `xlb`, see
+/// `lb_lab::with_control`.
+fn control(feature: &str) -> Result<()> {
+    let to = target_dir().join("bpf").join(format!("balancer-{feature}"));
+    compile(&["--bin", "balancer", "--features", feature], &[("balancer", to)])
+}
+
+/// Builds eBPF objects and copies them to where they are wanted.
+fn compile(arguments: &[&str], objects: &[(&str, PathBuf)]) -> Result<()> {
     setup::rust_src()?;
     let linker = setup::bpf_linker()?;
     let build_dir = target_dir().join("bpf-build");
     let mut command = bpf_cargo("build", &linker, &build_dir);
-    command.args(["--bins", "--profile", "bpf"]);
-    exec(&mut command)?;
-    let out = target_dir().join("bpf");
-    fs::create_dir_all(&out).with_context(|| format!("create {}", out.display()))?;
+    exec(command.args(arguments).args(["--profile", "bpf"]))?;
     let newest = ["lb-ebpf/src", "lb-common/src"].iter().filter_map(|dir| newest(&root().join(dir))).max();
-    for object in OBJECTS {
-        let from = build_dir.join(TARGET).join("bpf").join(object);
-        copy_if_older(&from, &out.join(object), newest)?;
+    for (object, to) in objects {
+        let dir = to.parent().context("an object in no directory")?;
+        fs::create_dir_all(dir).with_context(|| format!("create {}", dir.display()))?;
+        copy_if_older(&build_dir.join(TARGET).join("bpf").join(object), to, newest)?;
     }
     Ok(())
 }

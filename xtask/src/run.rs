@@ -57,7 +57,7 @@ pub fn run(args: RunArgs) -> Result<()> {
     }
     let binary = match args.xlb {
         Some(path) => path.canonicalize().with_context(|| format!("find {}", path.display()))?,
-        None => build::run(build::Args { release: args.release })?,
+        None => build::run(build::Args { release: args.release, ..build::Args::default() })?,
     };
     if let Some(config) = args.config {
         let error = Command::new(&binary).args(["run", "--config"]).arg(config).exec();

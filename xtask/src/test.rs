@@ -33,7 +33,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let start = Instant::now();
     setup::everything()?;
-    let xlb = build::run(build::Args::default())?;
+    let xlb = build::run(build::Args { controls: true, ..build::Args::default() })?;
     let mut tally = Tally::default();
     let mut broken = Vec::new();
     for packages in

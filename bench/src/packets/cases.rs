@@ -67,24 +67,27 @@ fn settled(flows: &[u32]) -> Vec<Case> {
 }
 
 fn moving(flows: &[u32], quick: bool) -> Vec<Case> {
+    let mut kinds = vec![
+        (Family::V4, 10, false, "10 % moving"),
+        (Family::V4, 1, false, "all moving"),
+        (Family::V4, 0, true, "tracking: always"),
+    ];
+    if !quick {
+        kinds.push((Family::V6, 1, false, "all moving"));
+    }
     let mut cases = Vec::new();
-    let families: &[Family] = if quick { &[Family::V4] } else { &[Family::V4, Family::V6] };
-    for &family in families {
-        for (moving_every, always, what) in
-            [(10, false, "10 % moving"), (1, false, "all moving"), (0, true, "tracking: always")]
-        {
-            cases.extend(flows.iter().map(|&flows| {
-                let shape = Shape {
-                    moving_every,
-                    always,
-                    pins: flows,
-                    flow_limit: table_for(flows),
-                    ..Shape::new(family, Forward::Ipip)
-                };
-                let name = format!("{} ipip, {what}, {}", family.name(), flows_of(flows));
-                Case::new(name, Stream::new(family, flows), shape)
-            }));
-        }
+    for (family, moving_every, always, what) in kinds {
+        cases.extend(flows.iter().map(|&flows| {
+            let shape = Shape {
+                moving_every,
+                always,
+                pins: flows,
+                flow_limit: table_for(flows),
+                ..Shape::new(family, Forward::Ipip)
+            };
+            let name = format!("{} ipip, {what}, {}", family.name(), flows_of(flows));
+            Case::new(name, Stream::new(family, flows), shape)
+        }));
     }
     cases
 }
@@ -114,6 +117,8 @@ fn strangers(many: u32) -> Vec<Case> {
     cases
 }
 
+/// Packets for one of them.
+pub const ONE_USED: &str = "1,000 services x 10 backends, one used";
 /// Packets spread over all services.
 pub const SPREAD: &str = "1,000 services x 10 backends, all used";
 
@@ -129,7 +134,7 @@ fn sizes(flows: &[u32], quick: bool) -> Vec<Case> {
         add("3 backends", Shape { backends: 3, ..base }, 1, 0, flows);
         add("1,000 backends", Shape { backends: 1_000, ..base }, 1, 0, flows);
         if !quick {
-            add("1,000 services x 10 backends, one used", full, 1, 500, flows);
+            add(ONE_USED, full, 1, 500, flows);
             add(SPREAD, full, 1_000, 0, flows);
         }
     }
@@ -161,9 +166,7 @@ pub fn flows_of(flows: u32) -> String {
         1 => "1 flow".into(),
         2..1_000 => format!("{flows} flows"),
         1_000..1_000_000 => format!("{},{:03} flows", flows / 1_000, flows % 1_000),
-        _ => {
-            format!("{},{:03},{:03} flows", flows / 1_000_000, flows / 1_000 % 1_000, flows % 1_000)
-        }
+        _ => format!("{},{:03},{:03} flows", flows / 1_000_000, flows / 1_000 % 1_000, flows % 1_000),
     }
 }
 

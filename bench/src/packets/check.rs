@@ -14,10 +14,10 @@ pub const XDP_PASS: u32 = 2;
 /// It goes out by the interface it came in by.
 pub const XDP_TX: u32 = 3;
 
-/// The floor has put a header in front.
+/// A floor has put a header in front.
 pub fn floor(stream: &Stream, flow: u32, run: &Run) -> Result<()> {
-    ensure!(run.action == XDP_TX, "the floor returned {}", run.action);
-    encapsulated(stream, flow, run).context("the floor").map(drop)
+    ensure!(run.action == XDP_TX, "it returned {}", run.action);
+    encapsulated(stream, flow, run).map(drop)
 }
 
 /// The case's packet is as it came, or as its backend wants it.
@@ -62,4 +62,37 @@ fn encapsulated<'a>(stream: &Stream, flow: u32, run: &'a Run) -> Result<&'a [u8]
     ensure!(protocol == inner, "the outer header's protocol is {protocol}");
     ensure!(usize::from(length) == frame.len() - ETHERNET, "the outer header's length is {length}");
     Ok(destination)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the floor makes of a packet.
+    fn tunnelled(stream: &Stream, flow: u32) -> Run {
+        let (packet, length) = (stream.packet(flow), stream.ip_len() as u8);
+        let mut frame = packet[..ETHERNET].to_vec();
+        match stream.family {
+            Family::V4 => frame.extend([0x45, 0, 0, length + 20, 0, 0, 0x40, 0, 64, 4, 0, 0]),
+            Family::V6 => frame.extend([0x60, 0, 0, 0, 0, length, 41, 64]),
+        }
+        frame.resize(ETHERNET + stream.family.header_len(), 7);
+        frame.extend(&packet[ETHERNET..]);
+        Run { ns: 1.0, action: XDP_TX, frame }
+    }
+
+    #[test]
+    fn a_packet_that_is_not_as_it_should_be_is_seen() {
+        for family in [Family::V4, Family::V6] {
+            let stream = Stream::new(family, 10);
+            let right = || tunnelled(&stream, 3);
+            floor(&stream, 3, &right()).unwrap();
+            floor(&stream, 4, &right()).unwrap_err();
+            floor(&stream, 3, &Run { action: XDP_PASS, ..right() }).unwrap_err();
+            floor(&stream, 3, &Run { frame: stream.packet(3), ..right() }).unwrap_err();
+            let mut cut = right();
+            cut.frame.pop();
+            floor(&stream, 3, &cut).unwrap_err();
+        }
+    }
 }

@@ -19,11 +19,13 @@ use super::{
 unsafe impl aya::Pod for Traffic {}
 
 /// The programs in the object, all loaded.
-const PROGRAMS: [&str; 4] = ["drive4", "drive6", STUB, FLOOR];
+const PROGRAMS: [&str; 5] = ["drive4", "drive6", STUB, FLOOR, PARSING_FLOOR];
 /// Returns `XDP_TX`.
 pub const STUB: &str = "stub";
 /// Encapsulates with constants.
 pub const FLOOR: &str = "floor";
+/// The same behind the balancer's parser.
+pub const PARSING_FLOOR: &str = "parsing_floor";
 
 /// See the module.
 pub struct Driver {
@@ -62,7 +64,7 @@ impl Driver {
         Ok(self.slot.set(0, program, 0)?)
     }
 
-    /// The next runs measure [`STUB`] or [`FLOOR`].
+    /// The next runs measure this program of the driver's object.
     pub fn put_own(&mut self, name: &str) -> Result<()> {
         let program = xdp(&mut self.ebpf, name)?.fd()?.try_clone()?;
         self.put(&program)

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, path::Path};
 use super::{
     cases::{Case, Fate},
     check::{self, XDP_PASS, XDP_TX},
-    driver::{Driver, FLOOR, Run, STUB},
+    driver::{Driver, FLOOR, PARSING_FLOOR, Run, STUB},
     progress::Progress,
     stream::Stream,
     world::{Counters, World},
@@ -29,12 +29,24 @@ impl Effort {
     }
 }
 
-/// What one case cost, ns a packet beyond the stub, a round each.
+/// What was measured: ns a packet, one figure a run.
+#[derive(Default)]
 pub struct Costs {
-    /// The case.
-    pub case: Vec<f64>,
-    /// The floor on the same packets.
+    /// By name of the case, beyond the stub.
+    pub cases: BTreeMap<String, Vec<f64>>,
+    /// Of IPv4 and of IPv6.
+    pub floors: [Floors; 2],
+}
+
+/// What cases are compared with. None of it depends on which flows packets are of: one figure a stream and round.
+#[derive(Default)]
+pub struct Floors {
+    /// The stub, with the driver and the kernel's loop.
+    pub stub: Vec<f64>,
+    /// The floor, beyond the stub.
     pub floor: Vec<f64>,
+    /// The floor with the balancer's parser, likewise.
+    pub parsing_floor: Vec<f64>,
 }
 
 /// A case in its world.
@@ -44,73 +56,72 @@ struct Subject {
     world: usize,
     /// Packets that each backend gets in a run; `None` if that depends on limits of rates.
     expected: Option<BTreeMap<u16, u64>>,
-    costs: Costs,
 }
 
-/// Measures all cases; answers by name.
-pub fn run(cases: Vec<Case>, effort: Effort, objects: &Path) -> Result<BTreeMap<String, Costs>> {
+/// Measures all cases.
+pub fn run(cases: Vec<Case>, effort: Effort, objects: &Path) -> Result<Costs> {
     let mut driver = Driver::load(objects)?;
     let mut progress = Progress::new(cases.len() * (1 + effort.rounds as usize));
     let mut worlds: Vec<World> = Vec::new();
     let mut streams: Vec<(Stream, Vec<Subject>)> = Vec::new();
     for case in cases {
         progress.step(&case.name);
-        let world = match worlds.iter().position(|world| world.shape == case.shape) {
-            Some(known) => known,
-            None => {
-                worlds.push(World::new(case.shape).with_context(|| format!("prepare `{}`", case.name))?);
-                worlds.len() - 1
-            }
-        };
+        let known = worlds.iter().position(|world| world.shape == case.shape);
+        if known.is_none() {
+            worlds.push(World::new(case.shape).with_context(|| format!("prepare `{}`", case.name))?);
+        }
+        let world = known.unwrap_or(worlds.len() - 1);
         let expected = expected(&case, &worlds[world], effort.repeat(&case.stream))?;
-        let costs = Costs { case: Vec::new(), floor: Vec::new() };
         let stream = case.stream;
-        let subject = Subject { case, world, expected, costs };
+        let subject = Subject { case, world, expected };
         match streams.iter_mut().find(|(other, _)| *other == stream) {
             Some((_, subjects)) => subjects.push(subject),
             None => streams.push((stream, vec![subject])),
         }
     }
+    let mut costs = Costs::default();
     for _ in 0..effort.rounds {
-        for (stream, subjects) in &mut streams {
-            round(&mut driver, stream, subjects, &mut worlds, effort.repeat(stream), &mut progress)?;
+        for (stream, subjects) in &streams {
+            let repeat = effort.repeat(stream);
+            let stub = floors(&mut driver, stream, repeat, &mut costs.floors[stream.family as usize])?;
+            for subject in subjects {
+                progress.step(&subject.case.name);
+                let ns = measure(&mut driver, subject, &mut worlds[subject.world], repeat)
+                    .with_context(|| format!("case `{}`", subject.case.name))?;
+                costs.cases.entry(subject.case.name.clone()).or_default().push(ns - stub);
+            }
         }
     }
     progress.finish();
-    let subjects = streams.into_iter().flat_map(|(_, subjects)| subjects);
-    Ok(subjects.map(|subject| (subject.case.name, subject.costs)).collect())
+    Ok(costs)
 }
 
-/// Stub, floor, and all cases with the same packets.
-fn round(
-    driver: &mut Driver,
-    stream: &Stream,
-    subjects: &mut [Subject],
-    worlds: &mut [World],
-    repeat: u32,
-    progress: &mut Progress,
-) -> Result<()> {
+/// Stub and floors on a stream; answers what the stub cost.
+fn floors(driver: &mut Driver, stream: &Stream, repeat: u32, floors: &mut Floors) -> Result<f64> {
     driver.put_own(STUB)?;
     let stub = driver.run(stream, repeat)?;
     ensure!(stub.action == XDP_TX, "the stub returned {}", stub.action);
-    driver.put_own(FLOOR)?;
-    let floor = driver.run(stream, repeat)?;
-    check::floor(stream, last_flow(stream, repeat)?, &floor)?;
-    for subject in subjects {
-        progress.step(&subject.case.name);
-        let world = &mut worlds[subject.world];
-        driver.put(world.program.program_fd())?;
-        let before = world.counters()?;
+    floors.stub.push(stub.ns);
+    for (name, costs) in [(FLOOR, &mut floors.floor), (PARSING_FLOOR, &mut floors.parsing_floor)] {
+        driver.put_own(name)?;
         let run = driver.run(stream, repeat)?;
-        verify(subject, world, &before, &run, repeat)
-            .with_context(|| format!("case `{}`", subject.case.name))?;
-        if subject.case.makes_pins {
-            world.clear_flows()?;
-        }
-        subject.costs.case.push(run.ns - stub.ns);
-        subject.costs.floor.push(floor.ns - stub.ns);
+        check::floor(stream, last_flow(stream, repeat)?, &run)
+            .with_context(|| format!("the program {name}"))?;
+        costs.push(run.ns - stub.ns);
     }
-    Ok(())
+    Ok(stub.ns)
+}
+
+/// One run of a case, driver included.
+fn measure(driver: &mut Driver, subject: &Subject, world: &mut World, repeat: u32) -> Result<f64> {
+    driver.put(world.program.program_fd())?;
+    let before = world.counters()?;
+    let run = driver.run(&subject.case.stream, repeat)?;
+    verify(subject, world, &before, &run, repeat)?;
+    if subject.case.makes_pins {
+        world.clear_flows()?;
+    }
+    Ok(run.ns)
 }
 
 fn last_flow(stream: &Stream, repeat: u32) -> Result<u32> {

@@ -121,10 +121,8 @@ impl Stream {
     pub fn slot(&self, flow: u32, service: &Service) -> u32 {
         let key = self.key(flow);
         let hash = match self.family {
-            Family::V4 => {
-                hash::flow4(service.hash_key, last4(key.source), last4(key.destination), key.ports, TCP)
-            }
-            Family::V6 => hash::flow6(service.hash_key, key.source, key.destination, key.ports, TCP),
+            Family::V4 => hash::flow4(service.hash_key, last4(key.source), key.ports),
+            Family::V6 => hash::flow6(service.hash_key, key.source, key.ports),
         };
         hash::slot(hash, service.ring_size)
     }
@@ -169,4 +167,51 @@ fn ports(flow: u32) -> [u8; 4] {
 
 fn last4([.., a, b, c, d]: [u8; 16]) -> [u8; 4] {
     [a, b, c, d]
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::parse::{self, Network, Parsed};
+
+    use super::*;
+
+    #[test]
+    fn packets_are_what_the_flow_says() {
+        let v4 = Stream { services: 3, first_service: 9, ..Stream::new(Family::V4, 1_000) };
+        for flow in [0, 1, 999] {
+            let (packet, key) = (v4.packet(flow), v4.key(flow));
+            assert_eq!(parse::network(&packet[..]), Network::Ipv4(ETHERNET));
+            let Parsed::Packet(parsed) = parse::ipv4(&packet[..], ETHERNET) else { panic!("{packet:?}") };
+            assert_eq!((widened(parsed.source), widened(parsed.destination)), (key.source, key.destination));
+            assert_eq!((parsed.ports, parsed.is_syn()), (key.ports, false));
+            let mut header = [0; 20];
+            header.copy_from_slice(&packet[ETHERNET..ETHERNET + 20]);
+            assert_eq!(checksum::fold(checksum::words(&header)), 0xffff);
+        }
+        let v6 = Stream { is_syn: true, ..Stream::new(Family::V6, 1_000) };
+        let (packet, key) = (v6.packet(5), v6.key(5));
+        assert_eq!(parse::network(&packet[..]), Network::Ipv6(ETHERNET));
+        let Parsed::Packet(parsed) = parse::ipv6(&packet[..], ETHERNET) else { panic!("{packet:?}") };
+        assert_eq!(
+            (parsed.source, parsed.destination, parsed.ports),
+            (key.source, key.destination, key.ports)
+        );
+        assert!(parsed.is_syn());
+    }
+
+    #[test]
+    fn every_flow_and_every_service_has_its_share() {
+        for flows in [1, 3, 1_000, 100_000] {
+            let stream = Stream { services: 100, ..Stream::new(Family::V4, flows) };
+            let mut met = vec![0; flows as usize];
+            for flow in stream.sequence(2 * flows) {
+                met[flow as usize] += 1;
+            }
+            assert!(met.iter().all(|&n| (1..=3).contains(&n)), "{flows}: {met:?}");
+            let mut of_services = [0; 100];
+            (0..flows).for_each(|flow| of_services[stream.service(flow) as usize] += 1);
+            let even = flows / 100;
+            assert!(of_services.iter().all(|&n| n >= even / 2 && n <= 2 * even + 1), "{of_services:?}");
+        }
+    }
 }

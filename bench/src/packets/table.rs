@@ -1,54 +1,54 @@
 //! Figures: medians of rounds, tables, and the bars they are held against.
 
-use std::collections::BTreeMap;
-
 use super::{
-    cases::{FLOOD, Group, SPREAD, STRANGER, flows_of, settled_name},
+    cases::{FLOOD, Group, ONE_USED, SPREAD, STRANGER, flows_of, settled_name},
     measure::Costs,
     stream::Family::{V4, V6},
     world::Forward::{Ipip, L2},
 };
 use crate::report::{Bar, Section};
 
-/// One case's figures.
-struct Figures {
-    /// ns beyond the stub, median.
-    cost: f64,
-    /// The floor's, median.
-    floor: f64,
-    /// Quartile to quartile, ns.
-    spread: f64,
-}
-
-impl Figures {
-    fn new(costs: &Costs) -> Self {
-        let spread = quantile(&costs.case, 0.75) - quantile(&costs.case, 0.25);
-        Self { cost: quantile(&costs.case, 0.5), floor: quantile(&costs.floor, 0.5), spread }
-    }
-}
-
 /// A table a group.
-pub fn sections(groups: &[Group], costs: &BTreeMap<String, Costs>) -> Vec<Section> {
+pub fn sections(groups: &[Group], costs: &Costs) -> Vec<Section> {
     let table = |group: &Group| {
-        let mut section = Section::new(group.title, &["", "ns", "floor ns", "x floor", "spread ns"]);
+        let mut section = Section::new(group.title, &["", "ns", "x floor", "spread ns"]);
         for case in &group.cases {
-            let Some(costs) = costs.get(&case.name) else { continue };
-            let Figures { cost, floor, spread } = Figures::new(costs);
-            section.row(&*case.name, [cost, floor, cost / floor, spread].map(Some));
+            let Some(rounds) = costs.cases.get(&case.name) else { continue };
+            let floor = median(&costs.floors[case.stream.family as usize].floor);
+            let (cost, spread) = (median(rounds), quantile(rounds, 0.75) - quantile(rounds, 0.25));
+            section.row(&*case.name, [cost, cost / floor, spread].map(Some));
         }
         section
     };
     groups.iter().map(table).collect()
 }
 
+/// What the cases are compared with, by family.
+pub fn floors(costs: &Costs) -> Section {
+    let mut section = Section::new("Without a balancer", &["", "ns", "spread ns"]);
+    for (family, floors) in [V4, V6].into_iter().zip(&costs.floors) {
+        let rows = [
+            ("the driver with a stub, which all figures are beyond", &floors.stub),
+            ("the floor: parse what must be parsed, encapsulate with constants", &floors.floor),
+            ("the floor with xlb's parser", &floors.parsing_floor),
+        ];
+        for (what, rounds) in rows {
+            let spread = quantile(rounds, 0.75) - quantile(rounds, 0.25);
+            section.row(format!("{}: {what}", family.name()), [median(rounds), spread].map(Some));
+        }
+    }
+    section
+}
+
 /// The bars, as far as their cases were measured.
-pub fn bars(costs: &BTreeMap<String, Costs>) -> Section {
-    let figures = |name: &str| costs.get(name).map(Figures::new);
-    let cost = |name: &str| figures(name).map(|f| f.cost);
-    let over_floor = |name: &str| figures(name).map(|f| f.cost / f.floor);
+pub fn bars(costs: &Costs) -> Section {
+    let cost = |name: &str| costs.cases.get(name).map(|rounds| median(rounds));
+    let floor = median(&costs.floors[V4 as usize].floor);
+    let over_floor = |name: &str| cost(name).map(|cost| cost / floor);
     let ratio = |a: &str, b: &str| Some(cost(a)? / cost(b)?);
     let ipip = |flows| settled_name(V4, Ipip, flows);
     let moving = format!("IPv4 ipip, 10 % moving, {}", flows_of(1_000_000));
+    let one_used = format!("{ONE_USED}, {}", flows_of(1_000));
     let spread = |flows| format!("{SPREAD}, {}", flows_of(flows));
     let flood = format!("{FLOOD}, {}", flows_of(1_000_000));
     let stranger = format!("{STRANGER}, {}", flows_of(1_000));
@@ -58,8 +58,9 @@ pub fn bars(costs: &BTreeMap<String, Costs>) -> Section {
         ("ipip, 1,000,000 flows / 1 flow", ratio(&ipip(1_000_000), &ipip(1)), 1.2),
         ("l2 / ipip, 1,000 flows", ratio(&settled_name(V4, L2, 1_000), &ipip(1_000)), 0.9),
         ("IPv6 / IPv4, ipip, 1,000 flows", ratio(&settled_name(V6, Ipip, 1_000), &ipip(1_000)), 1.35),
-        ("1,000 services / 1, 1,000 flows", ratio(&spread(1_000), &ipip(1_000)), 1.25),
-        ("1,000 services / 1, 1,000,000 flows", ratio(&spread(1_000_000), &ipip(1_000_000)), 1.25),
+        ("1,000 services, one used / 1, 1,000 flows", ratio(&one_used, &ipip(1_000)), 1.25),
+        ("1,000 services, all used / 1, 1,000 flows", ratio(&spread(1_000), &ipip(1_000)), 1.25),
+        ("1,000 services, all used / 1, 1,000,000 flows", ratio(&spread(1_000_000), &ipip(1_000_000)), 1.25),
         ("10 % moving / settled, 1,000,000 flows", ratio(&moving, &ipip(1_000_000)), 1.8),
         ("SYN flood / settled, 1,000,000 flows", ratio(&flood, &ipip(1_000_000)), 1.1),
         ("no service / floor", over_floor(&stranger), 1.0),
@@ -71,6 +72,10 @@ pub fn bars(costs: &BTreeMap<String, Costs>) -> Section {
     section
 }
 
+fn median(values: &[f64]) -> f64 {
+    quantile(values, 0.5)
+}
+
 /// By linear interpolation.
 fn quantile(values: &[f64], part: f64) -> f64 {
     let mut sorted = values.to_vec();
@@ -78,4 +83,16 @@ fn quantile(values: &[f64], part: f64) -> f64 {
     let at = (sorted.len() - 1) as f64 * part;
     let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
     low + (high - low) * at.fract()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_lie_between_their_neighbours() {
+        let values = [4.0, 1.0, 3.0, 2.0];
+        let found = [0.0, 0.5, 0.75, 1.0].map(|part| quantile(&values, part));
+        assert!(found.iter().zip([1.0, 2.5, 3.25, 4.0]).all(|(a, b)| (a - b).abs() < 1e-9), "{found:?}");
+    }
 }

@@ -6,6 +6,7 @@ use lb_common::{
     hash,
     outcome::Outcome,
     parse::{self, Bad, Network, Packet, Parsed, UDP},
+    plain,
     service::{SERVICE_HASH_CLIENT, SERVICE_REJECT, SERVICE_TRACK_ALWAYS, SERVICE_TRACK_NEVER, Service},
 };
 use lb_ebpf::packet::Frame;
@@ -15,79 +16,85 @@ use crate::{
     track::{self, Answer},
 };
 
-/// Decides about a packet and rewrites it. `Err` is an outcome, too: the way out of the middle.
+/// Decides about a plain IPv4 packet and rewrites it; `None` if it is none.
 #[inline(always)]
-pub fn balance(ctx: &XdpContext) -> Result<Outcome, Outcome> {
-    let frame = Frame::new(ctx);
-    match parse::network(&frame) {
-        Network::Ipv4(at) => ipv4(ctx, &frame, at),
-        Network::Ipv6(at) => ipv6(ctx, &frame, at),
-        Network::Other => Err(Outcome::PassNotOurs),
-    }
+pub fn plain4(ctx: &XdpContext) -> Option<Outcome> {
+    let packet = plain::ipv4(&Frame::new(ctx))?;
+    Some(ipv4(ctx, plain::AT, &packet).unwrap_or_else(|refused| refused))
 }
 
+/// As [`plain4`].
 #[inline(always)]
-fn ipv4(ctx: &XdpContext, frame: &Frame, at: usize) -> Result<Outcome, Outcome> {
-    let packet = match parse::ipv4(frame, at) {
-        Parsed::Packet(packet) => packet,
-        Parsed::Bad(to, why) => return Err(judge(maps::service4(to, [0, 0], 0), why)),
-        Parsed::NotOurs => return Err(Outcome::PassNotOurs),
+pub fn plain6(ctx: &XdpContext) -> Option<Outcome> {
+    let packet = plain::ipv6(&Frame::new(ctx))?;
+    Some(ipv6(ctx, plain::AT, &packet).unwrap_or_else(|refused| refused))
+}
+
+/// Decides about any packet and rewrites it.
+#[inline(always)]
+pub fn any(ctx: &XdpContext) -> Outcome {
+    let frame = Frame::new(ctx);
+    let outcome = match parse::network(&frame) {
+        Network::Ipv4(at) => match parse::ipv4(&frame, at) {
+            Parsed::Packet(packet) => ipv4(ctx, at, &packet),
+            Parsed::Bad(to, why) => Err(judge(maps::is_service_address4(to), why)),
+            Parsed::NotOurs => Err(Outcome::PassNotOurs),
+        },
+        Network::Ipv6(at) => match parse::ipv6(&frame, at) {
+            Parsed::Packet(packet) => ipv6(ctx, at, &packet),
+            Parsed::Bad(to, why) => Err(judge(maps::is_service_address6(to), why)),
+            Parsed::NotOurs => Err(Outcome::PassNotOurs),
+        },
+        Network::Other => Err(Outcome::PassNotOurs),
     };
+    outcome.unwrap_or_else(|refused| refused)
+}
+
+/// The IPv4 packet whose header stands at `at`. `Err` is an outcome, too: the way out of the middle.
+#[inline(always)]
+fn ipv4(ctx: &XdpContext, at: usize, packet: &Packet<[u8; 4]>) -> Result<Outcome, Outcome> {
     let service = maps::service4(packet.destination, packet.destination_port(), packet.protocol)
         .ok_or(Outcome::PassNotOurs)?;
     if parse::is_bad_source4(packet.source, packet.destination) {
         return Err(Outcome::DropBadSource);
     }
-    let hash = hash::flow4(
-        service.hash_key,
-        packet.source,
-        packet.destination,
-        ports(service, &packet),
-        packet.protocol,
-    );
+    let ports = ports(service, packet);
+    let hash = hash::flow4(service.hash_key, packet.source, ports);
     let track = |index, always| track::ipv4(ctx, at, index, always);
-    let Some(target) = select(service, hash, &packet, track)? else { return Err(answer::ipv4(ctx, at)) };
-    send(ctx, service, &target, hash, at, false, &packet)
+    let Some(target) = select(service, hash, packet, track)? else { return Err(answer::ipv4(ctx, at)) };
+    send(ctx, service, &target, hash, at, false, packet)
 }
 
+/// As [`ipv4`].
 #[inline(always)]
-fn ipv6(ctx: &XdpContext, frame: &Frame, at: usize) -> Result<Outcome, Outcome> {
-    let packet = match parse::ipv6(frame, at) {
-        Parsed::Packet(packet) => packet,
-        Parsed::Bad(to, why) => return Err(judge(maps::service6(to, [0, 0], 0), why)),
-        Parsed::NotOurs => return Err(Outcome::PassNotOurs),
-    };
+fn ipv6(ctx: &XdpContext, at: usize, packet: &Packet<[u8; 16]>) -> Result<Outcome, Outcome> {
     let service = maps::service6(packet.destination, packet.destination_port(), packet.protocol)
         .ok_or(Outcome::PassNotOurs)?;
     if parse::is_bad_source6(packet.source, packet.destination) {
         return Err(Outcome::DropBadSource);
     }
-    let hash = hash::flow6(
-        service.hash_key,
-        packet.source,
-        packet.destination,
-        ports(service, &packet),
-        packet.protocol,
-    );
+    let ports = ports(service, packet);
+    let hash = hash::flow6(service.hash_key, packet.source, ports);
     let track = |index, always| track::ipv6(ctx, at, index, always);
-    let Some(target) = select(service, hash, &packet, track)? else { return Err(answer::ipv6(ctx, at)) };
-    send(ctx, service, &target, hash, at, true, &packet)
+    let Some(target) = select(service, hash, packet, track)? else { return Err(answer::ipv6(ctx, at)) };
+    send(ctx, service, &target, hash, at, true, packet)
 }
 
 /// What becomes of a broken packet: dropped if its destination is a service address, else none of our business.
 #[inline(always)]
-fn judge(address: Option<&Service>, why: Bad) -> Outcome {
-    match (address, why) {
-        (None, _) => Outcome::PassNotOurs,
-        (Some(_), Bad::Malformed) => Outcome::DropMalformed,
-        (Some(_), Bad::Fragment) => Outcome::DropFragment,
+fn judge(is_service_address: bool, why: Bad) -> Outcome {
+    match (is_service_address, why) {
+        (false, _) => Outcome::PassNotOurs,
+        (true, Bad::Malformed) => Outcome::DropMalformed,
+        (true, Bad::Fragment) => Outcome::DropFragment,
     }
 }
 
 /// The ports that the hash covers.
 #[inline(always)]
 fn ports<A>(service: &Service, packet: &Packet<A>) -> [u8; 4] {
-    if service.flags & SERVICE_HASH_CLIENT == 0 { packet.ports } else { [0; 4] }
+    let mask = if service.flags & SERVICE_HASH_CLIENT == 0 { u32::MAX } else { 0 };
+    (u32::from_ne_bytes(packet.ports) & mask).to_ne_bytes()
 }
 
 /// Where a packet goes.

@@ -14,13 +14,51 @@ mod maps;
 mod sweep;
 mod track;
 
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-use lb_common::outcome::Outcome;
+use aya_ebpf::{
+    bindings::{xdp_action, xdp_md},
+    macros::xdp,
+    programs::XdpContext,
+};
+use lb_common::{outcome::Outcome, parse::Bytes as _};
+use lb_ebpf::packet::Frame;
+
+/// What the functions for plain packets answer about others; no XDP action.
+const NOT_PLAIN: u32 = u32::MAX;
 
 /// Entry point, see [`lb_common::abi::PROGRAM`].
 #[xdp(frags)]
 pub fn xlb(ctx: XdpContext) -> u32 {
-    let outcome = balance::balance(&ctx).unwrap_or_else(|refused| refused);
+    let action = match Frame::new(&ctx).read(12).map(u16::from_be_bytes) {
+        Some(0x0800) => xlb_plain4(ctx.ctx),
+        Some(0x86dd) => xlb_plain6(ctx.ctx),
+        _ => NOT_PLAIN,
+    };
+    if action == NOT_PLAIN { xlb_any(ctx.ctx) } else { action }
+}
+
+/// A *global* function, as the two below: the verifier checks each once by itself, and the registers of one need not last
+/// for the others. Of nearly all packets the offsets are constants here.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn xlb_plain4(ctx: *mut xdp_md) -> u32 {
+    balance::plain4(&XdpContext::new(ctx)).map_or(NOT_PLAIN, action)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn xlb_plain6(ctx: *mut xdp_md) -> u32 {
+    balance::plain6(&XdpContext::new(ctx)).map_or(NOT_PLAIN, action)
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn xlb_any(ctx: *mut xdp_md) -> u32 {
+    action(balance::any(&XdpContext::new(ctx)))
+}
+
+/// Counts what became of the packet, and says so to the kernel.
+#[inline(always)]
+fn action(outcome: Outcome) -> u32 {
     if !outcome.is_sent() {
         maps::count(outcome);
     }

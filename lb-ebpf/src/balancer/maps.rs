@@ -9,6 +9,7 @@ use lb_common::{
     abi::MAX_BACKEND_ID,
     backend::{Backend, BackendStats},
     flow::{FlowKey, Pin, PinStats, SWEEP_BATCH, SWEEP_CHANGED, SWEEP_DELETED, SWEEP_GONE, SweepItem},
+    hash::halves,
     lookup::{self, Entry, Found, Key, Line, SPARE_ENTRIES},
     outcome::Outcome,
     record::Record,
@@ -17,16 +18,15 @@ use lb_common::{
 };
 
 // The sizes here are only defaults: the loader sets them from `limits`.
-/// Mapped into the controller's memory, too: one store adds, replaces or removes a service.
 #[map]
-static LINES4: Array<Line> = Array::with_max_entries(1025, BPF_F_MMAPABLE);
+static LINES4: Array<Line> = Array::with_max_entries((1 << 10) + 1, BPF_F_MMAPABLE);
 #[map]
-static LINES6: Array<Line> = Array::with_max_entries(1025, BPF_F_MMAPABLE);
+static LINES6: Array<Line> = Array::with_max_entries((1 << 10) + 1, BPF_F_MMAPABLE);
 #[map]
 static SERVICES4: Array<Entry> = Array::with_max_entries(1024 + SPARE_ENTRIES + 1, 0);
 #[map]
 static SERVICES6: Array<Entry> = Array::with_max_entries(1024 + SPARE_ENTRIES + 1, 0);
-/// See [`lb_common::abi::LINE_BITS`].
+/// Of both families' lines, see [`lookup::line_bits`]. The loader sets it, and to the verifier it is a constant.
 #[unsafe(no_mangle)]
 static LINE_BITS: u32 = 10;
 /// Slot words of all rings. The controller maps it into its memory: one store changes a slot. Two words an element,
@@ -53,61 +53,74 @@ static SWEEP: Array<SweepItem> = Array::with_max_entries(SWEEP_BATCH, BPF_F_MMAP
 #[map]
 static RECORDS: Array<Record> = Array::with_max_entries(MAX_BACKEND_ID as u32 + 1, 0);
 
-#[inline(always)]
-fn line_bits() -> u32 {
-    // SAFETY: a plain number; volatile, since the loader sets it behind the compiler's back.
-    unsafe { core::ptr::read_volatile(&raw const LINE_BITS) }
-}
-
-#[inline(always)]
-fn lookup(lines: &Array<Line>, entries: &'static Array<Entry>, key: Key) -> Option<&'static Entry> {
-    let [first, second] = key.lines(line_bits());
-    let found = match lookup::find(lines.get(first)?, key) {
-        Found::Further => lookup::find(lines.get(second)?, key),
-        found => found,
-    };
-    match found {
-        Found::Entry(index) => entries.get(index),
-        Found::Nothing | Found::Further => None,
-    }
-}
-
-/// Half a word at a time: the verifier takes no words of the stack that are not aligned.
-#[inline(always)]
-fn words(address: &[u8; 16]) -> [u64; 2] {
-    let half = |at: usize| {
-        let half = [address[at], address[at + 1], address[at + 2], address[at + 3]];
-        let half = u32::from_ne_bytes(half);
-        // SAFETY: a plain number.
-        u64::from(unsafe { core::ptr::read_volatile(&raw const half) })
-    };
-    [half(0) | half(4) << 32, half(8) | half(12) << 32]
-}
-
-/// Whether there are keys with any port.
-#[inline(always)]
-fn has_any_port(lines: &Array<Line>) -> bool {
-    lines.get(1 << line_bits()).is_some_and(|line| line.0[0] != 0)
-}
-
 /// The service of (address, port, protocol), else of (address, any port, protocol).
 #[inline(always)]
 pub fn service4(address: [u8; 4], port: [u8; 2], protocol: u8) -> Option<&'static Service> {
-    let entry = |port| lookup(&LINES4, &SERVICES4, Key::ipv4(address, port, protocol));
-    let any_port = || if has_any_port(&LINES4) { entry([0, 0]) } else { None };
-    entry(port).or_else(any_port).map(|entry| &entry.service)
+    if let Some(entry) = find(&LINES4, &SERVICES4, Key::ipv4(address, port, protocol)) {
+        return Some(&entry.service);
+    }
+    if !has_any_port(&LINES4) {
+        return None;
+    }
+    find(&LINES4, &SERVICES4, Key::ipv4(address, [0, 0], protocol)).map(|entry| &entry.service)
 }
 
 /// As [`service4`].
 #[inline(always)]
 pub fn service6(address: [u8; 16], port: [u8; 2], protocol: u8) -> Option<&'static Service> {
-    let words = words(&address);
-    let entry = |port| {
-        lookup(&LINES6, &SERVICES6, Key::ipv6(words, port, protocol))
-            .filter(|entry| self::words(&entry.address) == words)
+    if let Some(entry) = find6(address, port, protocol) {
+        return Some(&entry.service);
+    }
+    if !has_any_port(&LINES6) {
+        return None;
+    }
+    find6(address, [0, 0], protocol).map(|entry| &entry.service)
+}
+
+/// Whether packets to this address are ours to judge.
+#[inline(always)]
+pub fn is_service_address4(address: [u8; 4]) -> bool {
+    find(&LINES4, &SERVICES4, Key::ipv4(address, [0, 0], 0)).is_some()
+}
+
+/// As [`is_service_address4`].
+#[inline(always)]
+pub fn is_service_address6(address: [u8; 16]) -> bool {
+    find6(address, [0, 0], 0).is_some()
+}
+
+#[inline(always)]
+fn find6(address: [u8; 16], port: [u8; 2], protocol: u8) -> Option<&'static Entry> {
+    let address = halves(address);
+    let entry = find(&LINES6, &SERVICES6, Key::ipv6(address, port, protocol))?;
+    // The key holds only a hash of the address.
+    (halves(entry.address) == address).then_some(entry)
+}
+
+#[inline(always)]
+fn find(lines: &'static Array<Line>, entries: &'static Array<Entry>, key: Key) -> Option<&'static Entry> {
+    let [first, second] = key.lines(line_bits());
+    let index = match lookup::find(lines.get(first)?, key) {
+        Found::Entry(index) => index,
+        Found::Nothing => return None,
+        Found::Further => match lookup::find(lines.get(second)?, key) {
+            Found::Entry(index) => index,
+            Found::Nothing | Found::Further => return None,
+        },
     };
-    let any_port = || if has_any_port(&LINES6) { entry([0, 0]) } else { None };
-    entry(port).or_else(any_port).map(|entry| &entry.service)
+    entries.get(index)
+}
+
+/// Whether some service of the family has any port.
+#[inline(always)]
+fn has_any_port(lines: &'static Array<Line>) -> bool {
+    lines.get(1 << line_bits()).is_some_and(|line| line.0[0] != 0)
+}
+
+#[inline(always)]
+fn line_bits() -> u32 {
+    // SAFETY: a static of this program; volatile, since the compiler does not know that the loader changes it.
+    unsafe { (&raw const LINE_BITS).read_volatile() }
 }
 
 /// The slot at `at` in the array of all rings.

@@ -5,8 +5,9 @@
 use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_ktime_get_coarse_ns, programs::XdpContext};
 use lb_common::{
     backend::BACKEND_USABLE,
-    flow::{self, FlowKey, PINS_PER_WINDOW, Pin, RATE_WINDOW_NS},
+    flow::{FlowKey, PINS_PER_WINDOW, Pin, RATE_WINDOW_NS},
     parse::{self, Packet, Parsed, TCP_FIN, TCP_RST, UDP},
+    plain,
     track::{self, Decision, PinState, Segment},
 };
 use lb_ebpf::packet::Frame;
@@ -65,9 +66,14 @@ pub fn header_at(at: u32) -> usize {
 #[inline(never)]
 extern "C" fn xlb_track4(ctx: *mut xdp_md, at: u32, index: u32, always: u32) -> u32 {
     let frame = Frame::new(&XdpContext::new(ctx));
-    let Parsed::Packet(packet) = parse::ipv4(&frame, header_at(at)) else { return 0 };
-    let (source, destination) = (flow::widened(packet.source), flow::widened(packet.destination));
-    let key = FlowKey::new(source, destination, packet.ports, packet.protocol);
+    let packet = match plain::ipv4(&frame) {
+        Some(packet) => packet,
+        None => match parse::ipv4(&frame, header_at(at)) {
+            Parsed::Packet(packet) => packet,
+            Parsed::Bad(..) | Parsed::NotOurs => return 0,
+        },
+    };
+    let key = FlowKey::ipv4(packet.source, packet.destination, packet.ports, packet.protocol);
     choose(&key, index, &Request::new(&packet, always != 0))
 }
 
@@ -75,8 +81,14 @@ extern "C" fn xlb_track4(ctx: *mut xdp_md, at: u32, index: u32, always: u32) -> 
 #[inline(never)]
 extern "C" fn xlb_track6(ctx: *mut xdp_md, at: u32, index: u32, always: u32) -> u32 {
     let frame = Frame::new(&XdpContext::new(ctx));
-    let Parsed::Packet(packet) = parse::ipv6(&frame, header_at(at)) else { return 0 };
-    let key = FlowKey::new(packet.source, packet.destination, packet.ports, packet.protocol);
+    let packet = match plain::ipv6(&frame) {
+        Some(packet) => packet,
+        None => match parse::ipv6(&frame, header_at(at)) {
+            Parsed::Packet(packet) => packet,
+            Parsed::Bad(..) | Parsed::NotOurs => return 0,
+        },
+    };
+    let key = FlowKey::ipv6(packet.source, packet.destination, packet.ports, packet.protocol);
     choose(&key, index, &Request::new(&packet, always != 0))
 }
 
@@ -120,7 +132,10 @@ fn choose(key: &FlowKey, index: u32, request: &Request) -> u32 {
     let slot = maps::slot(index);
     let closes = request.closes;
     let new = |backend| Pin { last_seen_ns: now, slot: index, backend, closing: u16::from(closes) };
-    match track::decide(slot, request.segment, request.always, state) {
+    let decision = track::decide(slot, request.segment, request.always, state);
+    #[cfg(feature = "control-refused-to-current")]
+    let decision = refused_to_current(decision);
+    match decision {
         Decision::Send(id) => u32::from(id),
         Decision::Follow => pin.map_or(0, |pin| {
             note(pin, now, request.segment, closes);
@@ -143,6 +158,17 @@ fn choose(key: &FlowKey, index: u32, request: &Request) -> u32 {
             maps::delete_pin(key);
             LOST
         }
+    }
+}
+
+/// Breaks a rule on purpose, for the test that shows what it is for: a SYN whose pin is refused goes where the pin would
+/// have led it, to current.
+#[cfg(feature = "control-refused-to-current")]
+#[inline(always)]
+fn refused_to_current(decision: Decision) -> Decision {
+    match decision {
+        Decision::Pin { to, .. } => Decision::Pin { to, refused: to },
+        other => other,
     }
 }
 

@@ -4,7 +4,7 @@
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
     checksum,
-    parse::{Bytes as _, TCP, TCP_FIN, TCP_RST, TCP_SYN},
+    parse::{self, Bytes as _, Network, Parsed, TCP, TCP_FIN, TCP_RST, TCP_SYN},
 };
 use lb_ebpf::packet::{self, Frame};
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
@@ -40,27 +40,57 @@ fn ipv4(ctx: &XdpContext, frame: &Frame) -> Option<()> {
         return None;
     }
     check_tcp(frame, ETHERNET + 20)?;
-    let frame = make_room::<20>(ctx, [0x08, 0x00])?;
-    let total = len + 20;
-    let [c0, c1] = checksum::finish_header4(OUTER4_SUM, ip.tos, total, 4).to_ne_bytes();
-    let [l0, l1] = total.to_be_bytes();
-    let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = OUTER4;
-    frame.write(
-        ETHERNET,
-        [0x45, ip.tos, l0, l1, 0, 0, 0x40, 0, HOP_LIMIT, 4, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3],
-    )
+    write4(ctx, ip.tos, len)
 }
 
 #[inline(always)]
 fn ipv6(ctx: &XdpContext, frame: &Frame) -> Option<()> {
     let ip: Ipv6Hdr = frame.read(ETHERNET)?;
     let len = u16::from_be_bytes(ip.payload_len).checked_add(40)?;
-    let [v0, v1, v2, v3] = ip.vcf;
+    let [v0, v1, ..] = ip.vcf;
     if v0 >> 4 != 6 || ip.next_hdr != TCP || !frame.holds(ETHERNET + usize::from(len)) {
         return None;
     }
     check_tcp(frame, ETHERNET + 40)?;
+    write6(ctx, v0 << 4 | v1 >> 4, len)
+}
+
+/// As [`encapsulate`], after the balancer's parser, which knows VLAN tags, options and extension headers.
+#[inline(always)]
+pub fn parse_and_encapsulate(ctx: &XdpContext) -> Option<()> {
+    let frame = Frame::new(ctx);
+    match parse::network(&frame) {
+        Network::Ipv4(at @ ETHERNET) => match parse::ipv4(&frame, at) {
+            Parsed::Packet(packet) => write4(ctx, packet.tos, packet.ip_len),
+            _ => None,
+        },
+        Network::Ipv6(at @ ETHERNET) => match parse::ipv6(&frame, at) {
+            Parsed::Packet(packet) => write6(ctx, packet.tos, packet.ip_len),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// Puts an IPv4 header in front of a packet of `len` bytes.
+#[inline(always)]
+fn write4(ctx: &XdpContext, tos: u8, len: u16) -> Option<()> {
+    let frame = make_room::<20>(ctx, [0x08, 0x00])?;
+    let total = len + 20;
+    let [c0, c1] = checksum::finish_header4(OUTER4_SUM, tos, total, 4).to_ne_bytes();
+    let [l0, l1] = total.to_be_bytes();
+    let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = OUTER4;
+    frame.write(
+        ETHERNET,
+        [0x45, tos, l0, l1, 0, 0, 0x40, 0, HOP_LIMIT, 4, c0, c1, s0, s1, s2, s3, d0, d1, d2, d3],
+    )
+}
+
+/// As [`write4`].
+#[inline(always)]
+fn write6(ctx: &XdpContext, tos: u8, len: u16) -> Option<()> {
     let frame = make_room::<40>(ctx, [0x86, 0xdd])?;
+    let [v0, v1, v2, v3] = (6 << 28 | u32::from(tos) << 20).to_be_bytes();
     let [l0, l1] = len.to_be_bytes();
     frame.write(ETHERNET, [v0, v1, v2, v3, l0, l1, 41, HOP_LIMIT])?;
     frame.write(ETHERNET + 8, OUTER6.0)?;

@@ -56,6 +56,12 @@ pub fn floor(ctx: XdpContext) -> u32 {
     floor::encapsulate(&ctx).map_or(xdp_action::XDP_ABORTED, |()| xdp_action::XDP_TX)
 }
 
+/// The same behind the balancer's parser.
+#[xdp(frags)]
+pub fn parsing_floor(ctx: XdpContext) -> u32 {
+    floor::parse_and_encapsulate(&ctx).map_or(xdp_action::XDP_ABORTED, |()| xdp_action::XDP_TX)
+}
+
 #[inline(always)]
 fn call(ctx: &XdpContext, prepared: Option<()>) -> u32 {
     if prepared.is_some() {

@@ -409,9 +409,8 @@ impl Compiled {
             backend.moves_away = placed.moves_from(backend.id);
         }
         self.tables.rings.insert(placed.base, Arc::clone(&placed.words));
-        let value = value(service, hash_key, placed);
         for key in keys(service) {
-            self.tables.services.insert(key, value);
+            self.tables.services.insert(key, value(service, hash_key, placed, &key));
         }
         for listen in &service.listen {
             self.tables.services.insert(ServiceKey::new(listen.address, 0, 0), Service::ADDRESS);

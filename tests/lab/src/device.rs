@@ -65,6 +65,29 @@ pub fn hardware_address(netns: &NetnsHandle, device: &str) -> Result<[u8; 6]> {
         .with_context(|| format!("read the address of {device} in {}", netns.name()))
 }
 
+/// A socket for whole frames at `device` of the calling thread's namespace. It receives those of `protocol` (as in
+/// an Ethernet header; 0: none).
+pub fn packet_socket(device: &str, protocol: u16) -> io::Result<OwnedFd> {
+    let index = interface_index(device)?;
+    // SAFETY: no pointers. Protocol 0: it receives nothing before it knows its device.
+    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: a result of zero or more is a file descriptor that nobody else owns.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // SAFETY: all-zero bytes are a valid sockaddr_ll.
+    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
+    address.sll_family = libc::AF_PACKET as u16;
+    address.sll_protocol = protocol.to_be();
+    address.sll_ifindex = index.cast_signed();
+    // SAFETY: the address is a sockaddr_ll of this size that outlives the call.
+    let bound = unsafe {
+        libc::bind(fd, (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
+    };
+    if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
+}
+
 /// An XDP program that passes everything, attached to a device until it is dropped.
 ///
 /// `XDP_TX` and `XDP_REDIRECT` into a veth arrive only if its peer has a program.

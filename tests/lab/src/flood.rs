@@ -3,7 +3,7 @@
 use std::{
     io, mem,
     net::{Ipv4Addr, SocketAddrV4},
-    os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
+    os::fd::{AsRawFd as _, OwnedFd},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
-    device::{hardware_address, interface_index},
+    device::{hardware_address, packet_socket},
     topology::Host,
 };
 
@@ -31,6 +31,8 @@ pub struct Flood {
     pub to: SocketAddrV4,
     /// How many SYNs.
     pub count: u64,
+    /// How many of them each source sends, one after the other: from 1 to 64.
+    pub copies: usize,
     /// SYNs a second.
     pub rate: u32,
 }
@@ -60,7 +62,7 @@ impl Flood {
     pub fn start(self, from: &Host, next_hop: &Host) -> Result<Flooding> {
         let source_mac = hardware_address(&from.netns, "eth0")?;
         let target_mac = hardware_address(&next_hop.netns, "eth0")?;
-        let socket = from.netns.run(|| raw_socket("eth0"))?.context("open a raw socket")?;
+        let socket = from.netns.run(|| packet_socket("eth0", 0))?.context("open a raw socket")?;
         let (sent, stop) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicBool::new(false)));
         let (for_sent, for_stop) = (Arc::clone(&sent), Arc::clone(&stop));
         let worker = thread::spawn(move || {
@@ -70,8 +72,9 @@ impl Flood {
             let mut total = 0;
             while total < self.count && !for_stop.load(Ordering::Relaxed) {
                 let length = BATCH.min((self.count - total) as usize);
-                for frame in &mut frames[..length] {
-                    *frame = syn(source_mac, target_mac, random_source(&mut random), self.to, random.u32(..));
+                for twins in frames[..length].chunks_mut(self.copies) {
+                    let from = random_source(&mut random);
+                    twins.fill(syn(source_mac, target_mac, from, self.to, random.u32(..)));
                 }
                 send_all(&socket, &frames[..length]).context("send a raw frame")?;
                 total += length as u64;
@@ -163,27 +166,6 @@ fn checksum(already: u32, bytes: &[u8]) -> u16 {
         sum = (sum & 0xffff) + (sum >> 16);
     }
     !(sum as u16)
-}
-
-/// A socket that sends whole frames out of `device` of the calling thread's namespace.
-fn raw_socket(device: &str) -> io::Result<OwnedFd> {
-    let index = interface_index(device)?;
-    // SAFETY: no pointers. Protocol 0: it receives nothing.
-    let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: a result of zero or more is a file descriptor that nobody else owns.
-    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
-    // SAFETY: all-zero bytes are a valid sockaddr_ll.
-    let mut address: libc::sockaddr_ll = unsafe { mem::zeroed() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_ifindex = index.cast_signed();
-    // SAFETY: the address is a sockaddr_ll of this size that outlives the call.
-    let bound = unsafe {
-        libc::bind(fd, (&raw const address).cast(), size_of::<libc::sockaddr_ll>() as libc::socklen_t)
-    };
-    if bound < 0 { Err(io::Error::last_os_error()) } else { Ok(socket) }
 }
 
 /// Sends them all; waits while the device takes none.

@@ -4,6 +4,8 @@
 //! network alone. Everything is removed again on drop, also by a panic; what a killed process leaves behind is
 //! removed by the next one that starts ([`netns::sweep`]). All of it needs root.
 
+mod capture;
+mod changed;
 mod client;
 mod device;
 mod file;
@@ -23,13 +25,15 @@ mod traffic;
 mod udp;
 mod xlb;
 
+pub use capture::{Capture, Segment, reset_delays};
+pub use changed::{with_control, with_lru_flow_table, with_other_bpf};
 pub use client::{Client, Failure, Tally};
 pub use file::{BackendLine, ConfigFile};
 pub use flood::{Flood, FloodReport, Flooding};
 pub use lab::{ConfigSource, Lab, LabConfig};
 pub use long::{Back, Break, LongConns, LongReport, STALL};
 pub use netns::{BPF_DIR, DIR_PREFIX, Netns, NetnsHandle};
-pub use operate::{Event, Installed, with_other_bpf, xlb_under_test};
+pub use operate::{Event, Installed, xlb_under_test};
 pub use pair::Pair;
 pub use pinned::PinnedLink;
 pub use process::{ServerProgram, beside_this_binary};

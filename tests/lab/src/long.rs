@@ -22,6 +22,7 @@ use rustix::{
 
 use crate::{
     client::{Client, Failure, connect_here},
+    netns::NetnsHandle,
     wait_for,
 };
 
@@ -47,6 +48,8 @@ pub struct LongReport {
     pub exchanged: u64,
     /// Lines that came back from another server than the connection's first: must be 0.
     pub strays: u64,
+    /// Connections that could not be opened in the first place, see [`LongConns::open_some`].
+    pub unopened: u64,
 }
 
 /// The end of a connection.
@@ -91,7 +94,8 @@ impl fmt::Display for LongReport {
         for (server, count) in &self.alive {
             write!(f, " {server} {count}")?;
         }
-        write!(f, ", {} broken, {} stalled, longest stall", self.broken.len(), self.stalled)?;
+        write!(f, ", {} broken, {} unopened, {} stalled", self.broken.len(), self.unopened, self.stalled)?;
+        f.write_str(", longest stall")?;
         for (server, stall) in &self.max_stall {
             write!(f, " {server} {} ms", stall.as_millis())?;
         }
@@ -103,6 +107,7 @@ impl fmt::Display for LongReport {
 #[derive(Debug)]
 pub struct LongConns {
     conns: Arc<Conns>,
+    unopened: u64,
     stop: Arc<AtomicBool>,
     worker: Option<JoinHandle<()>>,
 }
@@ -116,6 +121,7 @@ struct Conn {
     server: String,
     /// When the line was sent that has not come back.
     waiting_since: Option<Instant>,
+    silent: bool,
     next: Instant,
     partial: Vec<u8>,
     alive: bool,
@@ -128,32 +134,54 @@ struct Conn {
 impl LongConns {
     /// Opens `count` connections to the echo addresses in turn and learns who serves each.
     pub fn open(client: &Client, to: &[SocketAddr], count: usize) -> Result<Self> {
-        Self::start(client, to, count, false)
+        let conns = Self::opened(client, to, count)?.into_iter().collect::<io::Result<_>>();
+        Ok(Self::keep(conns.context("open a long connection")?, 0, None))
     }
 
-    /// Likewise, and whatever breaks is opened again at once; that is tried for two seconds.
+    /// Likewise, but those that cannot be opened are only counted.
+    pub fn open_some(client: &Client, to: &[SocketAddr], count: usize) -> Result<Self> {
+        let conns: Vec<_> = Self::opened(client, to, count)?.into_iter().flatten().collect();
+        let unopened = (count - conns.len()) as u64;
+        Ok(Self::keep(conns, unopened, None))
+    }
+
+    /// As `open`, and whatever breaks is opened again at once; that is tried for two seconds.
     pub fn open_restless(client: &Client, to: &[SocketAddr], count: usize) -> Result<Self> {
-        Self::start(client, to, count, true)
+        let conns = Self::opened(client, to, count)?.into_iter().collect::<io::Result<_>>();
+        Ok(Self::keep(conns.context("open a long connection")?, 0, Some(client.netns())))
     }
 
-    fn start(client: &Client, to: &[SocketAddr], count: usize, restless: bool) -> Result<Self> {
-        let conns = client.netns().run(|| {
-            to.iter().cycle().take(count).map(|to| Conn::open(*to)).collect::<io::Result<Vec<_>>>()
-        })?;
-        let conns = Arc::new(Mutex::new(conns.context("open a long connection")?));
+    fn opened(client: &Client, to: &[SocketAddr], count: usize) -> Result<Vec<io::Result<Conn>>> {
+        client.netns().run(|| to.iter().cycle().take(count).map(|to| Conn::open(*to)).collect())
+    }
+
+    /// Keeps them busy, and with a namespace `restless` opens again there what breaks.
+    fn keep(conns: Vec<Conn>, unopened: u64, restless: Option<&NetnsHandle>) -> Self {
+        let conns = Arc::new(Mutex::new(conns));
         let stop = Arc::new(AtomicBool::new(false));
-        let (for_worker, for_stop, netns) = (Arc::clone(&conns), Arc::clone(&stop), client.netns().clone());
+        let (for_worker, for_stop, netns) = (Arc::clone(&conns), Arc::clone(&stop), restless.cloned());
         let worker = thread::spawn(move || {
             // Only opening again needs the namespace: what is open stays where it is.
-            let restless = restless && netns.enter().is_ok();
+            let restless = netns.is_some_and(|netns| netns.enter().is_ok());
             work(&for_worker, &for_stop, restless);
         });
-        Ok(Self { conns, stop, worker: Some(worker) })
+        Self { conns, unopened, stop, worker: Some(worker) }
+    }
+
+    /// From now on every second pair of them sends nothing.
+    pub fn silence_half(&self) {
+        // Pairs, since addresses take turns.
+        lock(&self.conns).chunks_mut(2).step_by(2).flatten().for_each(|conn| conn.silent = true);
+    }
+
+    /// From now on all send.
+    pub fn speak(&self) {
+        lock(&self.conns).iter_mut().for_each(|conn| conn.silent = false);
     }
 
     /// The state of things.
     pub fn report(&self) -> LongReport {
-        let mut report = LongReport::default();
+        let mut report = LongReport { unopened: self.unopened, ..LongReport::default() };
         for conn in lock(&self.conns).iter() {
             if conn.alive {
                 *report.alive.entry(conn.server.clone()).or_default() += 1;
@@ -177,6 +205,14 @@ impl LongConns {
         let before = self.report();
         let enough = before.exchanged + lines * before.alive_total();
         wait_for(limit, || Some(self.report()).filter(|report| report.exchanged >= enough))
+    }
+
+    /// Waits until every connection has got another line back or is broken; `None` if that takes longer than `limit`.
+    pub fn exchange_each(&self, limit: Duration) -> Option<LongReport> {
+        let before: Vec<u64> = lock(&self.conns).iter().map(|conn| conn.exchanged).collect();
+        let is_done = |(conn, before): (&Conn, &u64)| !conn.alive || conn.exchanged > *before;
+        let all_are_done = || lock(&self.conns).iter().zip(&before).all(is_done).then_some(());
+        wait_for(limit, all_are_done).map(|()| self.report())
     }
 
     /// Forgets stalls so far, to measure those of what comes next.
@@ -265,6 +301,7 @@ impl Conn {
             stream,
             server,
             waiting_since: None,
+            silent: false,
             next: Instant::now(),
             partial: Vec::new(),
             alive: true,
@@ -282,7 +319,7 @@ impl Conn {
     }
 
     fn send_if_due(&mut self, now: Instant) {
-        if self.waiting_since.is_some() || now < self.next {
+        if self.silent || self.waiting_since.is_some() || now < self.next {
             return;
         }
         match self.stream.write_all(b"line\n") {

@@ -138,3 +138,10 @@ pub fn beside_this_binary(name: &str, remedy: &str) -> Result<PathBuf> {
     let found = me.ancestors().skip(1).take(2).map(|dir: &Path| dir.join(name)).find(|path| path.is_file());
     found.with_context(|| format!("no {name} near {}: run `{remedy}` first", me.display()))
 }
+
+/// What is called `name` in one of the directories above this program's: `target`'s is the fourth at most.
+pub fn above_this_binary(name: &str) -> Result<PathBuf> {
+    let me = env::current_exe().context("find this program's path")?;
+    let found = me.ancestors().skip(1).take(4).map(|dir: &Path| dir.join(name)).find(|path| path.exists());
+    found.with_context(|| format!("no {name} above {}", me.display()))
+}

@@ -3,15 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 use std::{
-    net::SocketAddrV4,
     sync::{Mutex, MutexGuard, PoisonError},
-    thread,
     time::{Duration, Instant},
 };
 
 use lb_lab::{
-    ConfigFile, ConfigSource, ECHO_V4, ECHO_V6, Failure, Flood, HTTP_PORT, HTTP_V4, HTTP_V6, Lab, LabConfig,
-    LongConns, LongReport, SERVICE_V4, STALL, ServerProgram, Status, TopologyConfig, Traffic, root_or_skip,
+    Capture, ConfigFile, ConfigSource, ECHO_V4, ECHO_V6, Failure, HTTP_V4, HTTP_V6, Lab, LabConfig,
+    LongConns, LongReport, STALL, ServerProgram, Status, TopologyConfig, Traffic, reset_delays, root_or_skip,
     wait_for, xlb_under_test,
 };
 
@@ -210,17 +208,16 @@ fn connections_of_a_dead_server_are_reset_and_come_back_and_no_other_notices() {
     pool.make(Change::Add(4));
     let before = exchange(&long);
     assert_whole(&before, LONG, "before");
+    let capture = Capture::start(pool.lab.topology().client()).unwrap();
     pool.lab.cut("s2").unwrap();
     let verdict = pool.verdict("s2");
     let own = before.alive["s2"] as usize;
     wait_for(LIMIT, || (long.report().broken.len() >= own).then_some(())).expect("all of s2 are reset");
     let report = exchange(&long);
     assert_eq!((report.broken_of("s2"), report.broken.len()), (own, own), "{report}");
+    assert_next_packet_is_reset(capture, verdict, own);
     for broken in &report.broken {
         assert_eq!(broken.failure, Failure::Reset);
-        // The next packet of a connection is at most one retransmission away.
-        let waited = broken.at.saturating_duration_since(verdict);
-        assert!(waited < NEXT_PACKET, "reset {waited:?} after the verdict");
         let back = broken.back.as_ref().expect("it came back");
         assert!(back.server != "s2" && back.after < SECOND / 10, "{back:?}");
     }
@@ -231,14 +228,27 @@ fn connections_of_a_dead_server_are_reset_and_come_back_and_no_other_notices() {
     println!("{report}; the last was back after {:?}", back.map(|back| back.after).max());
 }
 
-/// From a verdict to the end of a connection that gets no answer: it sends every 200 ms and a little, and of hundreds one
-/// has just sent while the verdict is on its way to the kernel, so it takes two; the rest is delay on a busy machine.
-const NEXT_PACKET: Duration = Duration::from_millis(600);
+/// A verdict that was given is in the kernel's tables in so long.
+const IN_FORCE: Duration = Duration::from_millis(100);
+/// From a packet to the RST that answers it.
+const ANSWER: Duration = Duration::from_millis(50);
 
-/// Lets the client repeat what is lost every 200 ms (`tcp_thin_linear_timeouts`) instead of ever more rarely, so that
-/// there is a next packet soon after a verdict.
+/// Every one of `count` connections was reset by its first packet after the verdict, whenever it sent that.
+fn assert_next_packet_is_reset(capture: Capture, verdict: Instant, count: usize) {
+    let segments = capture.finish().unwrap();
+    let delays = reset_delays(&segments, verdict + IN_FORCE);
+    assert_eq!(delays.len(), count);
+    let longest = delays.into_iter().max().unwrap_or_default();
+    assert!(longest < ANSWER, "a packet waited {longest:?} for its RST");
+    println!("a packet waited {longest:?} at most for its RST");
+}
+
+/// Lets the client repeat what is lost every 200 ms instead of ever more rarely, so that there is a next packet soon after
+/// a verdict. Not with BBR, which may be the default: its connections never leave Linux's "initial slow start", none of
+/// them counts as a thin stream, and every wait is twice the last (captured: 206, 208, 416 ms).
 fn retransmit_evenly(pool: &Pool) {
-    pool.lab.topology().client().netns.sysctl(&[("net/ipv4/tcp_thin_linear_timeouts", "1")]).unwrap();
+    let settings = [("net/ipv4/tcp_congestion_control", "reno"), ("net/ipv4/tcp_thin_linear_timeouts", "1")];
+    pool.lab.topology().client().netns.sysctl(&settings).unwrap();
 }
 
 /// A service with s1 only, beside another that proves that the network works: s1's death is no mass failure.
@@ -263,13 +273,12 @@ fn what_nobody_can_serve_is_reset_by_the_balancer() {
     let pool = alone("reject");
     let long = pool.long();
     exchange(&long);
+    let capture = Capture::start(pool.lab.topology().client()).unwrap();
     pool.lab.cut("s1").unwrap();
     let verdict = pool.verdict("s1");
     wait_for(LIMIT, || (long.report().broken.len() == LONG as usize).then_some(())).expect("all are reset");
-    for broken in &long.report().broken {
-        let waited = broken.at.saturating_duration_since(verdict);
-        assert!(broken.failure == Failure::Reset && waited < NEXT_PACKET, "{broken:?}, {waited:?} after it");
-    }
+    assert!(long.report().broken.iter().all(|broken| broken.failure == Failure::Reset));
+    assert_next_packet_is_reset(capture, verdict, LONG as usize);
     for to in [HTTP_V4, HTTP_V6] {
         assert_eq!(pool.lab.client().http_get(to, SECOND), Err(Failure::Refused), "{to}");
     }
@@ -322,52 +331,4 @@ fn without_tracking_a_server_that_is_unwell_loses_its_connections() {
     pool.make(Change::Unhealthy(2));
     wait_for(LIMIT, || (long.report().broken_of("s2") == own).then_some(())).expect("all of s2 break");
     assert_eq!(long.report().broken.len(), own, "{}", long.report());
-}
-
-#[test]
-fn a_flood_during_moves_breaks_no_connection_old_or_new() {
-    const FLOWS: u64 = 65_536;
-    const SYNS: u64 = 500_000;
-    if !root_or_skip() {
-        return;
-    }
-    let _one = one_at_a_time();
-    let mut pool = Pool::start(three().with_key(&format!("limits: {{flows: {FLOWS}}}")));
-    let long = pool.long();
-    pool.make(Change::State(1, "drain"));
-    assert_whole(&exchange(&long), LONG, "before the flood");
-    let before = pool.lab.status().unwrap().number("web", "connections");
-    let flood = Flood { to: SocketAddrV4::new(SERVICE_V4, HTTP_PORT), count: SYNS, rate: 60_000 };
-    let flood = flood.start(pool.lab.topology().client(), pool.lab.topology().balancer()).unwrap();
-
-    // By then a third of the SYNs, those to moving slots, have filled the table: what moves now, and what opens now,
-    // gets no pin.
-    wait_for(60 * SECOND, || (flood.sent() > SYNS / 2).then_some(())).expect("the flood flows");
-    pool.make(Change::Add(4));
-    let late = LongConns::open(pool.lab.client(), &[ECHO_V4, ECHO_V6], 50).unwrap();
-    assert!(!flood.has_ended(), "the flood was over before the change");
-    let mut most_pins = 0;
-    let ended = wait_for(60 * SECOND, || {
-        let status = pool.lab.status().ok()?;
-        most_pins = most_pins.max(status.number("web", "pins"));
-        flood.has_ended().then_some(())
-    });
-    ended.expect("the flood ends");
-    let flood = flood.wait().unwrap();
-    // Counts of pins are up to two seconds old.
-    thread::sleep(2 * SECOND);
-    let status = pool.lab.status().unwrap();
-    most_pins = most_pins.max(status.number("web", "pins"));
-    let came = status.number("web", "connections") - before;
-    println!("{flood:?}: {came} came, at most {most_pins} pins; {}", long.report());
-    assert!(came > SYNS * 9 / 10, "only {came} of {SYNS} SYNs came to the balancer");
-    assert_eq!((long.report().broken.len(), late.report().broken.len()), (0, 0), "{}", long.report());
-    assert!((FLOWS * 9 / 10..=FLOWS).contains(&most_pins), "{most_pins} pins: the table was to be full");
-
-    // Whoever got no pin is where it was, also when the next change comes.
-    pool.make(Change::State(1, "active"));
-    for (long, count) in [(&long, LONG), (&late, 50)] {
-        let report = exchange(long);
-        assert_eq!((report.alive_total(), report.broken.len(), report.strays), (count, 0, 0), "{report}");
-    }
 }

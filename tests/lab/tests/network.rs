@@ -190,7 +190,7 @@ fn a_flood_reaches_a_server_whole_and_its_answers_go_nowhere() {
     let to = SocketAddrV4::new(SERVICE_V4, HTTP_PORT);
     let (client, s1) = (lab.topology().client(), lab.topology().host("s1").unwrap());
     let answers = snmp(&lab, "s1", "Tcp:", "OutSegs");
-    let flood = Flood { to, count: 20_000, rate: 50_000 }.start(client, s1).unwrap();
+    let flood = Flood { to, count: 20_000, copies: 1, rate: 50_000 }.start(client, s1).unwrap();
     let report = flood.wait().unwrap();
     assert_eq!(report.sent, 20_000);
     assert!(report.took >= Duration::from_millis(390), "{report:?}");
@@ -199,7 +199,7 @@ fn a_flood_reaches_a_server_whole_and_its_answers_go_nowhere() {
     assert_eq!(snmp(&lab, "s1", "Tcp:", "InCsumErrors") + snmp(&lab, "s1", "Ip:", "InHdrErrors"), 0);
     assert_eq!(snmp(&lab, "s1", "Tcp:", "OutSegs"), answers);
     // One that is not wanted any more stops at once.
-    let endless = Flood { to, count: u64::MAX, rate: 1000 }.start(client, s1).unwrap();
+    let endless = Flood { to, count: u64::MAX, copies: 1, rate: 1000 }.start(client, s1).unwrap();
     wait_for(5 * SECOND, || (endless.sent() > 0).then_some(())).expect("frames are sent");
     assert!(!endless.has_ended());
     drop(endless);

@@ -3,7 +3,7 @@
 
 use aya::{
     Ebpf,
-    maps::{MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{HashMap, IterableMap as _, MapData, MapError, PerCpuArray, PerCpuValues},
     programs::Xdp,
 };
 use lb_common::{
@@ -38,7 +38,7 @@ const NICE: i32 = 10;
 
 /// What a walk needs of the kernel, apart from the maps that the controller writes.
 pub struct SweepParts {
-    flows: OwnedFd,
+    flows: HashMap<MapData, FlowKey, Pin>,
     slots: SlotMemory,
     udp_room: PerCpuArray<MapData, u64>,
     reader: BatchReader<FlowKey, Pin>,
@@ -79,10 +79,10 @@ impl SweepParts {
         program.load().map_err(|e| load_error("load the sweeping program", &e))?;
         let fd = program.fd().map_err(|e| load_error("load the sweeping program", &e))?;
         let program = fd.as_fd().try_clone_to_owned().map_err(failed)?;
-        let fd = |name| map_fd(ebpf, name).map_err(failed);
-        let (table, ring, items) = (fd(maps::FLOWS)?, fd(maps::RING)?, fd(maps::SWEEP)?);
+        let fd = |name| array_fd(ebpf, name).map_err(failed);
+        let (ring, items) = (fd(maps::RING)?, fd(maps::SWEEP)?);
         let mut parts = Self {
-            flows: table,
+            flows: map(ebpf, maps::FLOWS)?,
             slots: SlotMemory::map(ring.as_fd(), slots).map_err(failed)?,
             udp_room: map(ebpf, maps::UDP_ROOM)?,
             reader: BatchReader::new(READ_BATCH, FlowKey::new([0; 16], [0; 16], [0; 4], 0), Pin::default()),
@@ -126,7 +126,7 @@ impl SweepParts {
                 let word = words.get(index as usize).map_or(0, |word| word.load(Ordering::Relaxed));
                 Slot::from_word(word)
             };
-            let read = self.reader.read(self.flows.as_fd(), cursor);
+            let read = self.reader.read(self.flows.map().fd().as_fd(), cursor);
             let (pins, next) = read.map_err(|e| SweepError::new("read the pins", &e))?;
             for (key, pin) in pins {
                 walk.look(key, pin, slot_at, now_ns);
@@ -153,7 +153,7 @@ impl SweepParts {
 
     /// The flow table.
     pub fn flows(&self) -> BorrowedFd<'_> {
-        self.flows.as_fd()
+        self.flows.map().fd().as_fd()
     }
 
     /// UDP pins that each CPU may make until the next walk.
@@ -279,13 +279,11 @@ fn monotonic_ns() -> u64 {
     now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
 }
 
-fn map_fd(ebpf: &Ebpf, name: &str) -> io::Result<OwnedFd> {
-    let map = ebpf.map(name).expect("the embedded object has the map: lb-ebpf defines it");
-    let fd = match map {
-        aya::maps::Map::Array(data) | aya::maps::Map::HashMap(data) => data.fd(),
-        _ => unreachable!("lb-ebpf defines it as an array or a hash"),
+fn array_fd(ebpf: &Ebpf, name: &str) -> io::Result<OwnedFd> {
+    let Some(aya::maps::Map::Array(array)) = ebpf.map(name) else {
+        unreachable!("the embedded object has the array: lb-ebpf defines it")
     };
-    fd.as_fd().try_clone_to_owned()
+    array.fd().as_fd().try_clone_to_owned()
 }
 
 #[cfg(test)]

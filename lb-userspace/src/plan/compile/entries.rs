@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use lb_common::{
     backend::{BACKEND_IPV6, BACKEND_PRESENT, BACKEND_ROUTED, BACKEND_USABLE, Backend},
-    checksum,
+    checksum, hash,
     service::{
         FORWARD_IPIP, FORWARD_L2, SERVICE_HASH_CLIENT, SERVICE_REJECT, SERVICE_TRACK_ALWAYS,
         SERVICE_TRACK_NEVER, Service,
@@ -20,8 +20,8 @@ use crate::{
 /// TTL of outer IPv4 headers.
 const OUTER_TTL: u8 = 64;
 
-/// The map entry of a service.
-pub(super) fn value(service: &ServiceSpec, hash_key: u64, placed: &Placed) -> Service {
+/// The map entry of a service at one of its keys; `hash_key` is the seed's.
+pub(super) fn value(service: &ServiceSpec, hash_key: u64, placed: &Placed, key: &ServiceKey) -> Service {
     let flags = [
         (service.hash == HashMode::Client, SERVICE_HASH_CLIENT),
         (service.tracking == Tracking::Always, SERVICE_TRACK_ALWAYS),
@@ -29,7 +29,10 @@ pub(super) fn value(service: &ServiceSpec, hash_key: u64, placed: &Placed) -> Se
         (service.on_all_down == OnAllDown::Reject, SERVICE_REJECT),
     ];
     Service {
-        hash_key,
+        hash_key: match key {
+            ServiceKey::V4(key) => hash::service4(hash_key, key.address, key.protocol),
+            ServiceKey::V6(key) => hash::service6(hash_key, key.address, key.protocol),
+        },
         ring_base: placed.base,
         ring_size: placed.size,
         forward: match service.forward {

@@ -95,7 +95,6 @@ impl Layout {
         self.any_port += u64::from(held.is_none() && is_any_port(key));
         self.store_count(place);
         place.set_word(at, name.word(index));
-        self.unlink(place, name, Some(at));
         self.held.insert(name.word(0), Held { key: *key, index });
         self.free.extend(held.map(|held| held.index));
         Ok(())
@@ -107,7 +106,13 @@ impl Layout {
         if self.held.get(&name.word(0)).is_some_and(|held| held.key != *key) {
             return;
         }
-        self.unlink(place, name, None);
+        for at in self.line_places(name).into_iter().flatten() {
+            // There may be more than one: somebody else's doing.
+            let word = place.word(at);
+            if leads(word) && name.index_in(word).is_some() {
+                place.set_word(at, removed(word));
+            }
+        }
         if let Some(held) = self.held.remove(&name.word(0)) {
             self.free.push_back(held.index);
             self.any_port -= u64::from(is_any_port(key));
@@ -197,16 +202,6 @@ impl Layout {
             }
         }
         removed
-    }
-
-    /// Lets the key's words lead nowhere, but for the one at `but`. More than one is somebody else's doing.
-    fn unlink(&self, place: &impl Place, name: Key, but: Option<usize>) {
-        for at in self.line_places(name).into_iter().flatten() {
-            let word = place.word(at);
-            if Some(at) != but && leads(word) && name.index_in(word).is_some() {
-                place.set_word(at, removed(word));
-            }
-        }
     }
 
     /// What the word at `at` leads packets to; `None` if no packet gets there by it.

@@ -1,5 +1,7 @@
 //! Backends as the program sees them.
 
+use core::mem::offset_of;
+
 use crate::parse::Plain;
 
 /// One backend: where its packets go next. One cache line.
@@ -34,22 +36,23 @@ pub const BACKEND_ROUTED: u32 = 1 << 2;
 /// It is not dead: flows may go to it. (A draining backend is usable, and so is one that is down on layer 7 only.)
 pub const BACKEND_USABLE: u32 = 1 << 3;
 
-/// The first twelve bytes of a frame: [`Backend::next_hop`], [`Backend::own`].
+/// The first twelve bytes of a frame: [`Backend::next_hop`], [`Backend::own`]. In words that the compiler keeps in registers:
+/// byte arrays it copies byte by byte, or with a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(C)]
-pub struct Macs {
-    destination: [u8; 6],
-    source: [u8; 6],
-}
+#[repr(C, packed)]
+pub struct Macs(u64, u32);
 
-// SAFETY: `repr(C)` of bytes.
+// SAFETY: integers, packed.
 unsafe impl Plain for Macs {}
 
 impl Backend {
-    /// Of frames to the next hop.
+    /// Of a frame to the next hop.
     #[inline(always)]
     pub const fn macs(&self) -> Macs {
-        Macs { destination: self.next_hop, source: self.own }
+        const { assert!(offset_of!(Self, next_hop) == 0 && offset_of!(Self, own) == 6) };
+        let words = core::ptr::from_ref(self).cast::<u32>();
+        // SAFETY: the first twelve bytes of an entry that is aligned to eight.
+        unsafe { Macs(words.cast::<u64>().read(), words.add(2).read()) }
     }
 
     /// An entry that is not in use.

@@ -14,7 +14,10 @@
 //!
 //! The controller lays the lines out (`dataplane/bpf/services.rs`), the program reads them ([`find`]).
 
-use crate::{parse::TCP, service::Service};
+use crate::{
+    parse::{TCP, UDP},
+    service::Service,
+};
 
 /// Words of a line.
 pub const LINE_WORDS: usize = 8;
@@ -24,6 +27,9 @@ pub const MAX_INDEX: u32 = (1 << INDEX_BITS) - 1;
 /// Entries beyond `limits.services`, so that a new value stands beside the old one, and an index rests before it is used
 /// again.
 pub const SPARE_ENTRIES: u32 = 256;
+
+/// A removed word that no key makes.
+pub const NOBODY: u64 = 3 << INDEX_BITS;
 
 const INDEX_BITS: u32 = 14;
 /// As in [`crate::hash`].
@@ -44,10 +50,8 @@ pub struct Entry {
     pub port: [u8; 2],
     /// IP protocol number.
     pub protocol: u8,
-    /// 1: in use.
-    pub is_used: u8,
     /// Zero.
-    pub reserved: [u8; 4],
+    pub reserved: [u8; 5],
     /// Destination address; IPv4 in the first four bytes.
     pub address: [u8; 16],
     /// Zero.
@@ -72,13 +76,12 @@ impl Line {
 }
 
 impl Entry {
-    /// Not in use.
+    /// Never used. One that was used once and is not any more stays as it is.
     pub const NONE: Self = Self {
         service: Service::ADDRESS,
         port: [0; 2],
         protocol: 0,
-        is_used: 0,
-        reserved: [0; 4],
+        reserved: [0; 5],
         address: [0; 16],
         reserved2: [0; 2],
     };
@@ -132,6 +135,31 @@ impl Key {
         self.0 | (index & MAX_INDEX) as u64
     }
 
+    /// The key in a word, whatever its index.
+    pub const fn in_word(word: u64) -> Self {
+        Self(word & !(MAX_INDEX as u64))
+    }
+
+    /// The address of an IPv4 key.
+    pub const fn ipv4_address(self) -> [u8; 4] {
+        ((self.0 >> 32) as u32).to_ne_bytes()
+    }
+
+    /// Its port, in network order.
+    pub const fn port(self) -> [u8; 2] {
+        ((self.0 >> 16) as u16).to_ne_bytes()
+    }
+
+    /// Its protocol, 0 for the marker of an address; `None` in a word that no key makes.
+    pub const fn protocol(self) -> Option<u8> {
+        match self.0 >> INDEX_BITS & 3 {
+            0 => Some(0),
+            1 => Some(TCP),
+            2 => Some(UDP),
+            _ => None,
+        }
+    }
+
     /// The index in a word of this key; `None` if it is another key's.
     #[inline(always)]
     pub const fn index_in(self, word: u64) -> Option<u32> {
@@ -168,7 +196,6 @@ pub fn find(line: &Line, key: Key) -> Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::parse::UDP;
 
     #[test]
     fn a_word_leads_from_its_own_key_only() {
@@ -185,6 +212,17 @@ mod tests {
         ] {
             assert_eq!(other.index_in(key.word(7)), None, "{other:?}");
         }
+    }
+
+    #[test]
+    fn a_word_tells_its_key() {
+        for protocol in [TCP, UDP, 0] {
+            let key = Key::in_word(Key::ipv4([192, 0, 2, 10], [1, 187], protocol).word(MAX_INDEX));
+            assert_eq!(key, Key::ipv4([192, 0, 2, 10], [1, 187], protocol));
+            let parts = (key.ipv4_address(), key.port(), key.protocol());
+            assert_eq!(parts, ([192, 0, 2, 10], [1, 187], Some(protocol)));
+        }
+        assert_eq!(Key::in_word(NOBODY).protocol(), None);
     }
 
     #[test]

@@ -12,12 +12,12 @@ use std::{
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData},
+    maps::{Array, Map, MapData},
     programs::Xdp,
 };
 use lb_common::{
     abi::maps,
-    service::{Service, ServiceKey4},
+    lookup::{Entry, Line, MAX_INDEX},
 };
 use lb_lab::{Lab, root_or_skip, wait_for};
 use lb_tests::{
@@ -62,9 +62,15 @@ fn other_limits_and_other_layouts_are_refused_and_nothing_is_touched() {
     let before = pinned(&lab);
     lab.xlb_mut().unwrap().kill().unwrap();
     let path = lab.xlb().unwrap().config_path().to_owned();
-    fs::write(&path, format!("limits: {{slots: 131074, backends: 64}}\n{}", config())).unwrap();
-    let limits =
-        ["`limits.slots` is 131074", "made for 4194304", "`limits.backends` is 64", "`xlb detach --pin-dir"];
+    fs::write(&path, format!("limits: {{slots: 131074, backends: 64, services: 3000}}\n{}", config()))
+        .unwrap();
+    let limits = [
+        "`limits.slots` is 131074",
+        "made for 4194304",
+        "`limits.backends` is 64",
+        "`limits.services` is 3000, but the pinned maps were made for 1024",
+        "`xlb detach --pin-dir",
+    ];
     refused(&mut lab, 65, &limits);
     assert_eq!(pinned(&lab), before);
     forwards(&lab);
@@ -171,16 +177,24 @@ fn what_others_change_is_mended_and_told() {
     drop(link);
 
     // Entries of a map.
-    let services = MapData::from_pin(version(&lab).join("maps").join(maps::SERVICES4)).unwrap();
-    let services = Map::from_map_data(services).unwrap();
-    let mut services: HashMap<MapData, ServiceKey4, Service> = services.try_into().unwrap();
-    let keys: Vec<_> = services.keys().map(Result::unwrap).collect();
-    assert_eq!(keys.len(), 4, "three listens and the mark of their address");
-    for key in &keys {
-        services.remove(key).unwrap();
+    let mut lines: Array<MapData, Line> = array(&lab, maps::LINES4);
+    let used = used_lines(&lines);
+    assert_eq!(indices(&lines).len(), 4, "three listens and the mark of their address");
+    for line in used {
+        lines.set(line, Line::EMPTY, 0).unwrap();
     }
     does_not_forward(&lab);
-    mended(&lab, "repair: + service 192.0.2.10:80/6", || services.keys().count() == keys.len());
+    mended(&lab, "repair: + service 192.0.2.10:80/6", || indices(&lines).len() == 4);
+    forwards(&lab);
+    let mut entries: Array<MapData, Entry> = array(&lab, maps::SERVICES4);
+    let before = indices(&lines);
+    for index in &before {
+        entries.set(*index, Entry::NONE, 0).unwrap();
+    }
+    does_not_forward(&lab);
+    let again = || indices(&lines).iter().filter(|index| !before.contains(index)).count();
+    // The mark of the address says nothing but that it is there.
+    mended(&lab, "repair: + service 192.0.2.10:80/6", || again() == 3);
     forwards(&lab);
 
     // Single pins, and then all of them with their directory.
@@ -190,11 +204,28 @@ fn what_others_change_is_mended_and_told() {
     mended(&lab, "pinned again: RING, the link of eth0", || link_state(&lab, "link-eth0").is_some());
     assert_eq!(pinned(&lab), before);
     fs::remove_dir_all(lab.xlb().unwrap().pin_dir()).unwrap();
-    mended(&lab, "pinned again: prog, SERVICES4", || link_state(&lab, "link-eth0").is_some());
+    mended(&lab, "pinned again: prog, LINES4", || link_state(&lab, "link-eth0").is_some());
     assert_eq!(pinned(&lab), before);
     // The new directory is locked like the old one.
     detach(&lab, 75, &["already running"]);
     forwards(&lab);
+}
+
+fn array<T: aya::Pod>(lab: &Lab, name: &str) -> Array<MapData, T> {
+    let data = MapData::from_pin(version(lab).join("maps").join(name)).unwrap();
+    Map::from_map_data(data).unwrap().try_into().unwrap()
+}
+
+/// The lines with a word that leads to an entry, without the last line, which is a count.
+fn used_lines(lines: &Array<MapData, Line>) -> Vec<u32> {
+    let leads = |line: &Line| line.0.iter().any(|word| word & u64::from(MAX_INDEX) != 0);
+    (0..lines.len() - 1).filter(|line| leads(&lines.get(line, 0).unwrap())).collect()
+}
+
+/// The entries that words lead to.
+fn indices(lines: &Array<MapData, Line>) -> Vec<u32> {
+    let words = used_lines(lines).into_iter().flat_map(|line| lines.get(&line, 0).unwrap().0);
+    words.map(|word| word as u32 & MAX_INDEX).filter(|index| *index != 0).collect()
 }
 
 /// Makes a pair of interfaces, `d.0` the one of them that the file names.

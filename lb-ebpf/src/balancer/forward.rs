@@ -36,14 +36,16 @@ const DONT_FRAGMENT: u16 = 0x4000;
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Outer4 {
-    version_tos: [u8; 2],
+    version: u8,
+    tos: u8,
     total_len: u16,
     id: u16,
     fragment: u16,
-    ttl_protocol: [u8; 2],
+    ttl: u8,
+    protocol: u8,
     checksum: u16,
-    source: [u8; 4],
-    destination: [u8; 4],
+    source: u32,
+    destination: u32,
 }
 
 /// An outer IPv6 header, as [`Outer4`].
@@ -52,10 +54,16 @@ struct Outer4 {
 struct Outer6 {
     version_class_label: u32,
     payload_len: u16,
-    next_header_hop_limit: [u8; 2],
-    source: [u64; 2],
-    destination: [u64; 2],
+    next_header: u8,
+    hop_limit: u8,
+    source: Wide,
+    destination: Wide,
 }
+
+/// An IPv6 address.
+#[derive(Clone, Copy)]
+#[repr(C)]
+struct Wide(u64, u64);
 
 /// A link header without tags and what follows it.
 #[derive(Clone, Copy)]
@@ -90,17 +98,18 @@ pub fn rewrite(ctx: &XdpContext, service: &Service, backend: &Backend, inner: &I
 fn ipip4(ctx: &XdpContext, backend: &Backend, inner: &Inner) -> Option<()> {
     let total = inner.ip_len + size_of::<Outer4>() as u16;
     let protocol = if inner.ipv6 { IPV6_IN_IP } else { IPV4_IN_IP };
-    let [s0, s1, s2, s3, ..] = backend.outer_source;
-    let [d0, d1, d2, d3, ..] = backend.address;
+    let narrow = |[a, b, c, d, ..]: [u8; 16]| u32::from_ne_bytes([a, b, c, d]);
     let header = Outer4 {
-        version_tos: [0x45, inner.tos],
+        version: 0x45,
+        tos: inner.tos,
         total_len: total.to_be(),
         id: 0,
         fragment: DONT_FRAGMENT.to_be(),
-        ttl_protocol: [HOP_LIMIT, protocol],
+        ttl: HOP_LIMIT,
+        protocol,
         checksum: checksum::finish_header4(backend.outer_sum, inner.tos, total, protocol),
-        source: [s0, s1, s2, s3],
-        destination: [d0, d1, d2, d3],
+        source: narrow(backend.outer_source),
+        destination: narrow(backend.address),
     };
     put_in_front(ctx, backend, inner.at, 0x0800, header)
 }
@@ -108,12 +117,17 @@ fn ipip4(ctx: &XdpContext, backend: &Backend, inner: &Inner) -> Option<()> {
 /// Puts an IPv6 header in front (RFC 2473). The flow label is the flow's hash (RFC 6438).
 #[inline(always)]
 fn ipip6(ctx: &XdpContext, backend: &Backend, inner: &Inner) -> Option<()> {
+    let wide = |address| {
+        let [high, low] = halves(address);
+        Wide(high, low)
+    };
     let header = Outer6 {
         version_class_label: (6 << 28 | u32::from(inner.tos) << 20 | inner.hash >> 12).to_be(),
         payload_len: inner.ip_len.to_be(),
-        next_header_hop_limit: [if inner.ipv6 { IPV6_IN_IP } else { IPV4_IN_IP }, HOP_LIMIT],
-        source: halves(backend.outer_source),
-        destination: halves(backend.address),
+        next_header: if inner.ipv6 { IPV6_IN_IP } else { IPV4_IN_IP },
+        hop_limit: HOP_LIMIT,
+        source: wide(backend.outer_source),
+        destination: wide(backend.address),
     };
     put_in_front(ctx, backend, inner.at, 0x86dd, header)
 }

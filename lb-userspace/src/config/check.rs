@@ -9,7 +9,7 @@ use std::{
 use super::{
     error::{KeyPath, Report, Span},
     file::{BackendFile, File, ServiceFile},
-    spec::{Limits, Listen, Ports},
+    spec::{Limits, Listen, MAX_SERVICES, Ports},
 };
 
 /// Of services that name none.
@@ -211,6 +211,15 @@ fn check_limits(file: &File, services: &[ServiceFile], limits: Limits, report: &
         let help = match (key, needed.next_power_of_two()) {
             ("backends", 32_768..) if needed <= 32_767 => "write `limits: {backends: 32767}`".to_owned(),
             ("backends", 32_768..) => "one balancer has at most 32767 backends: split the file".to_owned(),
+            ("services", enough) if enough > u64::from(MAX_SERVICES) => {
+                if needed <= u64::from(MAX_SERVICES) {
+                    format!("write `limits: {{services: {MAX_SERVICES}}}`")
+                } else {
+                    format!(
+                        "one balancer has at most {MAX_SERVICES}: split the file, or listen on all ports (`*`)"
+                    )
+                }
+            }
             ("slots", _) => format!(
                 "write `limits: {{slots: {}}}`, or give services a smaller `ring_size`",
                 needed.next_power_of_two()

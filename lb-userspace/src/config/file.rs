@@ -8,7 +8,9 @@ use super::{
     error::{KeyPath, Report, Span},
     read::{Field, Keys, Map, scalar},
     scalar::{self as value, Scalar, Wrong, choice, integer},
-    spec::{AdminState, DrainEnd, Forward, HashMode, Listen, OnAllDown, OnDown, Tracking, XdpMode},
+    spec::{
+        AdminState, DrainEnd, Forward, HashMode, Listen, MAX_SERVICES, OnAllDown, OnDown, Tracking, XdpMode,
+    },
     yaml::{Kind, Node},
 };
 
@@ -204,7 +206,7 @@ pub(super) fn read(root: &Node<'_>, report: &mut Report<'_>) -> File {
         let path = path.key("limits");
         let mut limit = |key, range| map.scalar(key, &path, report, |s| integer(s, range));
         LimitsFile {
-            services: limit("services", 1..=1 << 20),
+            services: limit("services", 1..=MAX_SERVICES),
             backends: limit("backends", 2..=32_767),
             // 1 GiB of slots; a pin takes up to 128 bytes, so 16 GiB of pins.
             slots: limit("slots", 3..=1 << 28),

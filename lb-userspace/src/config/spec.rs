@@ -5,6 +5,8 @@
 
 use std::{fmt, net::IpAddr, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
+use lb_common::lookup::{MAX_INDEX, SPARE_ENTRIES};
+
 /// A whole valid configuration.
 ///
 /// Invariants: service names are unique; no (address, port, protocol) is listened on twice; sizes fit `limits`.
@@ -43,10 +45,14 @@ pub enum XdpMode {
     Generic,
 }
 
+/// The largest `limits.services`: a service's word has 14 bits for the index of its entry, and some entries are spare.
+pub const MAX_SERVICES: u32 = 16_000;
+const _: () = assert!(MAX_SERVICES + SPARE_ENTRIES <= MAX_INDEX);
+
 /// Sizes of the kernel maps, in entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Service keys: one for each listen address, port of a range and protocol.
+    /// Service keys: one for each listen address, port of a range and protocol; at most [`MAX_SERVICES`].
     pub services: u32,
     /// Backend ids, 2 to 32,767.
     pub backends: u32,

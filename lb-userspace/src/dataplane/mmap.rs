@@ -1,14 +1,17 @@
 //! Arrays of the kernel in our own memory: `BPF_F_MMAPABLE` maps, mapped shared. Reading and writing need no system
 //! call.
 
-use lb_common::flow::{SWEEP_BATCH, SweepItem};
+use lb_common::{
+    flow::{SWEEP_BATCH, SweepItem},
+    lookup::LINE_WORDS,
+};
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use std::{
     ffi::c_void,
     io,
     os::fd::BorrowedFd,
     ptr,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 /// Pages shared with the kernel. Unmapped on drop; the map itself lives on.
@@ -64,6 +67,27 @@ impl SlotMemory {
     pub fn store(&self, index: u32, word: u32) -> Option<()> {
         self.words().get(index as usize)?.store(word, Ordering::Relaxed);
         Some(())
+    }
+}
+
+/// A family's lines of services. One store adds, replaces or removes one.
+#[derive(Debug)]
+pub struct LineMemory {
+    mapping: Mapping,
+    len: usize,
+}
+
+impl LineMemory {
+    /// Maps all of `LINES4` or `LINES6`: `1 << bits` lines, and the one that follows them.
+    pub fn map(fd: BorrowedFd<'_>, bits: u32) -> io::Result<Self> {
+        let len = ((1 << bits) + 1) * LINE_WORDS;
+        Ok(Self { mapping: Mapping::new(fd, len * size_of::<u64>())?, len })
+    }
+
+    /// The words of all lines. Stores are seen by the program on every CPU; a word is never torn.
+    pub fn words(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping has `len` words, is page-aligned, and lives as long as `self`; all access is atomic.
+        unsafe { std::slice::from_raw_parts(self.mapping.start.cast_const().cast(), self.len) }
     }
 }
 

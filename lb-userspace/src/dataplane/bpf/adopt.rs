@@ -15,7 +15,7 @@ use lb_common::abi::{self, maps};
 use super::{
     error::{LoadError, PinError, errno, load_error},
     pins::PinDir,
-    shape::{Mismatch, Shape, Size, compare, sizes},
+    shape::{Mismatch, Shape, Size, compare_all, sizes},
 };
 use crate::config::spec::Limits;
 
@@ -77,12 +77,8 @@ fn check<'a>(
     limits: &Limits,
     pins: &PinDir,
 ) -> Result<(), PinError> {
-    let sizes = sizes(limits);
-    let mut differ: Vec<Mismatch> = Vec::new();
-    for (name, info) in found {
-        let mismatch = compare(name, shape_of(info), wanted[name], &sizes);
-        differ.extend(mismatch.filter(|m| !differ.contains(m)));
-    }
+    let found = found.map(|(name, info)| (name, shape_of(info))).collect();
+    let mut differ = compare_all(&found, wanted, &sizes(limits));
     if differ.is_empty() {
         return Ok(());
     }

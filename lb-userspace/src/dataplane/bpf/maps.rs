@@ -2,7 +2,7 @@
 
 use aya::{
     Ebpf,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues, xdp::DevMapHash},
+    maps::{Array, Map, MapData, MapError, PerCpuArray, PerCpuValues, xdp::DevMapHash},
 };
 use lb_common::{
     abi::maps,
@@ -10,25 +10,31 @@ use lb_common::{
     flow::PinStats,
     outcome::Outcome,
     record::Record,
-    service::{Service, ServiceKey4, ServiceKey6},
     slot::Slot,
 };
-use std::{collections::BTreeSet, error::Error, os::fd::AsFd as _, sync::atomic::Ordering};
+use std::{
+    collections::BTreeSet,
+    error::Error,
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+    sync::atomic::Ordering,
+};
 
 use super::{
     error::{LoadError, chain, errno, load_error},
+    services::Services,
     sys,
 };
 use crate::{
+    config::spec::Limits,
     dataplane::{ApplyError, Dataplane, Refused, mmap::SlotMemory},
-    plan::tables::{Op, Ring, ServiceKey, Tables},
+    plan::tables::{Op, Ring, Tables},
 };
 
 /// The kernel's maps. They live as long as this, or as a program that uses them.
 pub struct BpfMaps {
     slots: SlotMemory,
-    services4: HashMap<MapData, ServiceKey4, Service>,
-    services6: HashMap<MapData, ServiceKey6, Service>,
+    services: Services,
     backends: Array<MapData, Backend>,
     stats: PerCpuArray<MapData, BackendStats>,
     outcomes: PerCpuArray<MapData, u64>,
@@ -41,16 +47,17 @@ pub struct BpfMaps {
 
 impl BpfMaps {
     /// Takes the maps out of a loaded object.
-    pub(super) fn take(ebpf: &mut Ebpf, slots: u32) -> Result<Self, LoadError> {
+    pub(super) fn take(ebpf: &mut Ebpf, limits: &Limits) -> Result<Self, LoadError> {
         let cpus = aya::util::nr_cpus().map_err(|(what, e)| LoadError::Kernel {
             what: what.into(),
             reason: e.to_string(),
             hint: "",
         })?;
         Ok(Self {
-            slots: map_slots(ebpf, slots)?,
-            services4: map(ebpf, maps::SERVICES4)?,
-            services6: map(ebpf, maps::SERVICES6)?,
+            slots: map_memory(ebpf, maps::RING, "map the slots into memory", |fd| {
+                SlotMemory::map(fd, limits.slots)
+            })?,
+            services: Services::take(ebpf, limits.services)?,
             backends: map(ebpf, maps::BACKENDS)?,
             stats: map(ebpf, maps::BACKEND_STATS)?,
             outcomes: map(ebpf, maps::OUTCOMES)?,
@@ -62,10 +69,10 @@ impl BpfMaps {
         })
     }
 
-    /// Notes which backends the maps hold already: their counters go on.
+    /// Notes what the maps hold already: which backends, whose counters go on, and which services, and where.
     pub(super) fn note_present(&mut self) -> Result<(), MapError> {
         self.present = self.read_backends()?.into_iter().map(|(id, _)| id).collect();
-        Ok(())
+        self.services.adopt().map_err(MapError::IoError)
     }
 
     fn read_backends(&self) -> Result<Vec<(u16, Backend)>, MapError> {
@@ -91,14 +98,8 @@ impl BpfMaps {
             }
             Op::WriteRing(base, ring) => self.store(*base, (0..).zip(ring.iter().copied()))?,
             Op::WriteSlots(base, changes) => self.store(*base, changes.iter().copied())?,
-            Op::PutService(ServiceKey::V4(key), service) => {
-                self.services4.insert(key, service, 0).map_err(text)?;
-            }
-            Op::PutService(ServiceKey::V6(key), service) => {
-                self.services6.insert(key, service, 0).map_err(text)?;
-            }
-            Op::DeleteService(ServiceKey::V4(key)) => gone_is_fine(self.services4.remove(key))?,
-            Op::DeleteService(ServiceKey::V6(key)) => gone_is_fine(self.services6.remove(key))?,
+            Op::PutService(key, service) => self.services.put(key, service)?,
+            Op::DeleteService(key) => self.services.delete(key),
             Op::ClearRing(base, size) => self.store(*base, (0..*size).map(|i| (i, Slot::EMPTY)))?,
             Op::DeleteBackend(id) => {
                 self.backends.set(u32::from(*id), Backend::NONE, 0).map_err(text)?;
@@ -149,14 +150,7 @@ impl BpfMaps {
             let same = slots().eq(ring.iter().copied());
             tables.rings.insert(*base, if same { Ring::clone(ring) } else { slots().collect() });
         }
-        for entry in &self.services4 {
-            let (key, service) = entry?;
-            tables.services.insert(ServiceKey::V4(key), service);
-        }
-        for entry in &self.services6 {
-            let (key, service) = entry?;
-            tables.services.insert(ServiceKey::V6(key), service);
-        }
+        tables.services = self.services.read().map_err(MapError::IoError)?.into_iter().collect();
         Ok(tables)
     }
 
@@ -222,12 +216,18 @@ pub(super) fn map<T: TryFrom<Map, Error = MapError>>(ebpf: &mut Ebpf, name: &str
     T::try_from(taken).map_err(|e| load_error("open the BPF maps", &e))
 }
 
-fn map_slots(ebpf: &mut Ebpf, slots: u32) -> Result<SlotMemory, LoadError> {
-    let Some(Map::Array(ring)) = ebpf.take_map(maps::RING) else {
-        unreachable!("the embedded object has the array of slots: lb-ebpf defines it")
+/// An mmapable array in our memory.
+pub(super) fn map_memory<T>(
+    ebpf: &mut Ebpf,
+    name: &str,
+    what: &str,
+    map: impl FnOnce(BorrowedFd<'_>) -> io::Result<T>,
+) -> Result<T, LoadError> {
+    let Some(Map::Array(array)) = ebpf.take_map(name) else {
+        unreachable!("the embedded object has the array: lb-ebpf defines it")
     };
-    SlotMemory::map(ring.fd().as_fd(), slots).map_err(|e| LoadError::Kernel {
-        what: "map the slots into memory".into(),
+    map(array.fd().as_fd()).map_err(|e| LoadError::Kernel {
+        what: what.into(),
         reason: e.to_string(),
         hint: "; BPF_F_MMAPABLE needs Linux 5.5",
     })

@@ -4,7 +4,10 @@ use aya::{
     Ebpf, EbpfLoader,
     programs::{ProgramFd, TestRun as _, TestRunOptions, Xdp},
 };
-use lb_common::abi::{self, maps};
+use lb_common::{
+    abi::{self, maps},
+    lookup,
+};
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -128,7 +131,9 @@ fn load_object(
     limits: &Limits,
     pins: Option<&PinDir>,
 ) -> Result<(BpfMaps, BpfProgram), LoadError> {
+    let line_bits = lookup::line_bits(limits.services);
     let mut loader = EbpfLoader::new();
+    loader.override_global(abi::LINE_BITS, &line_bits, true);
     for size in shape::sizes(limits) {
         loader.map_max_entries(size.map, size.entries());
     }
@@ -142,7 +147,7 @@ fn load_object(
     let info = program(&mut ebpf).info().map_err(|e| load_error("look at the XDP program", &e))?;
     // Before the controller's maps leave the object.
     let sweep = Some(SweepParts::take(&mut ebpf, limits.slots, limits.flows)?);
-    let maps = BpfMaps::take(&mut ebpf, limits.slots)?;
+    let maps = BpfMaps::take(&mut ebpf, limits)?;
     let (id, links) = (info.id(), BTreeMap::new());
     Ok((maps, BpfProgram { ebpf, id, pins: None, links, maps: Vec::new(), unmended: None, sweep }))
 }

@@ -1,8 +1,11 @@
 //! Shapes of maps: what a map must be for this program to work on it, and what is said when a pinned one is not that.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
-use lb_common::abi::maps;
+use lb_common::{
+    abi::maps,
+    lookup::{SPARE_ENTRIES, line_bits},
+};
 
 use crate::config::spec::Limits;
 
@@ -30,28 +33,60 @@ pub(super) struct Size {
     pub limit: &'static str,
     /// What the file says.
     pub wanted: u32,
-    /// What one entry of the map holds of it.
-    pub per_entry: u32,
+    /// How many entries the map has for it.
+    per: Per,
+}
+
+/// Entries of a map for a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Per {
+    /// As many.
+    One,
+    /// One for two.
+    Two,
+    /// As many, the one that is nobody's, and the spare ones.
+    Service,
+    /// Lines, and the one that follows them.
+    Line,
 }
 
 impl Size {
     /// Entries of the map.
     pub fn entries(&self) -> u32 {
-        self.wanted.div_ceil(self.per_entry)
+        match self.per {
+            Per::One => self.wanted,
+            Per::Two => self.wanted.div_ceil(2),
+            Per::Service => self.wanted + SPARE_ENTRIES + 1,
+            Per::Line => (1 << line_bits(self.wanted)) + 1,
+        }
+    }
+
+    /// What a map of so many entries was made for; of lines, at most.
+    fn made_for(&self, entries: u32) -> u32 {
+        match self.per {
+            Per::One => entries,
+            Per::Two => entries.saturating_mul(2),
+            Per::Service => entries.saturating_sub(SPARE_ENTRIES + 1),
+            Per::Line => entries.saturating_sub(1),
+        }
     }
 }
 
 /// The maps whose sizes the file sets.
-pub(super) fn sizes(limits: &Limits) -> [Size; 7] {
-    let size = |map, limit, wanted| Size { map, limit, wanted, per_entry: 1 };
+pub(super) fn sizes(limits: &Limits) -> [Size; 9] {
+    let size = |map, limit, wanted, per| Size { map, limit, wanted, per };
+    let services = |map, per| size(map, "services", limits.services, per);
+    let backends = |map| size(map, "backends", limits.backends, Per::One);
     [
-        size(maps::SERVICES4, "services", limits.services),
-        size(maps::SERVICES6, "services", limits.services),
-        Size { per_entry: 2, ..size(maps::RING, "slots", limits.slots) },
-        size(maps::BACKENDS, "backends", limits.backends),
-        size(maps::BACKEND_STATS, "backends", limits.backends),
-        size(maps::RECORDS, "backends", limits.backends),
-        size(maps::FLOWS, "flows", limits.flows),
+        services(maps::SERVICES4, Per::Service),
+        services(maps::SERVICES6, Per::Service),
+        services(maps::LINES4, Per::Line),
+        services(maps::LINES6, Per::Line),
+        size(maps::RING, "slots", limits.slots, Per::Two),
+        backends(maps::BACKENDS),
+        backends(maps::BACKEND_STATS),
+        backends(maps::RECORDS),
+        size(maps::FLOWS, "flows", limits.flows, Per::One),
     ]
 }
 
@@ -80,6 +115,16 @@ pub enum Mismatch {
     },
 }
 
+impl Mismatch {
+    /// The key under `limits` that it is about.
+    fn limit(&self) -> Option<&'static str> {
+        match self {
+            Self::Limit { limit, .. } => Some(limit),
+            Self::Other { .. } => None,
+        }
+    }
+}
+
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -93,8 +138,28 @@ impl fmt::Display for Mismatch {
     }
 }
 
+/// Compares pinned maps with the ones wanted, each by its name. Nothing is said twice.
+pub(super) fn compare_all(
+    pinned: &BTreeMap<&'static str, Shape>,
+    wanted: &BTreeMap<&'static str, Shape>,
+    sizes: &[Size],
+) -> Vec<Mismatch> {
+    let mut differ: Vec<Mismatch> = Vec::new();
+    let is_lines = |name: &str| [maps::LINES4, maps::LINES6].contains(&name);
+    let (lines, others): (Vec<_>, Vec<_>) = pinned.iter().partition(|(name, _)| is_lines(name));
+    for (name, shape) in others.into_iter().chain(lines) {
+        let Some(mismatch) = compare(name, *shape, wanted[name], sizes) else { continue };
+        // Lines tell the limit only roughly: not after entries have told it.
+        let is_told = mismatch.limit().is_some() && differ.iter().any(|m| m.limit() == mismatch.limit());
+        if !differ.contains(&mismatch) && !(is_lines(name) && is_told) {
+            differ.push(mismatch);
+        }
+    }
+    differ
+}
+
 /// Compares a pinned map with the one wanted. `None`: it can be used.
-pub(super) fn compare(map: &str, pinned: Shape, wanted: Shape, sizes: &[Size]) -> Option<Mismatch> {
+fn compare(map: &str, pinned: Shape, wanted: Shape, sizes: &[Size]) -> Option<Mismatch> {
     let fields = [
         ("type", pinned.kind, wanted.kind),
         ("size of a key", pinned.key_size, wanted.key_size),
@@ -108,11 +173,9 @@ pub(super) fn compare(map: &str, pinned: Shape, wanted: Shape, sizes: &[Size]) -
         return None;
     }
     Some(match sizes.iter().find(|size| size.map == map) {
-        Some(size) => Mismatch::Limit {
-            limit: size.limit,
-            pinned: pinned.entries * size.per_entry,
-            wanted: size.wanted,
-        },
+        Some(size) => {
+            Mismatch::Limit { limit: size.limit, pinned: size.made_for(pinned.entries), wanted: size.wanted }
+        }
         None => Mismatch::Other {
             map: map.into(),
             what: "number of entries",
@@ -165,5 +228,32 @@ mod tests {
     fn an_odd_number_of_slots_gets_its_last_half_entry() {
         let ring = sizes(&limits()).into_iter().find(|s| s.map == maps::RING).unwrap();
         assert_eq!(ring.entries(), 32769);
+    }
+    #[test]
+    fn entries_tell_the_limit_of_services_and_lines_only_if_nothing_else_does() {
+        let shapes = |limits: &Limits, names: &[&'static str]| -> BTreeMap<_, _> {
+            let sizes = sizes(limits).into_iter().filter(|size| names.contains(&size.map));
+            sizes.map(|size| (size.map, Shape { entries: size.entries(), ..SHAPE })).collect()
+        };
+        let wanted = Limits { services: 3000, ..limits() };
+        let told = |pinned: &Limits, names: &[&'static str]| -> Vec<String> {
+            let (pinned, wanted_shapes) = (shapes(pinned, names), shapes(&wanted, names));
+            compare_all(&pinned, &wanted_shapes, &sizes(&wanted)).iter().map(Mismatch::to_string).collect()
+        };
+        let pinned = Limits { services: 1000, ..wanted };
+        let all = [maps::LINES4, maps::LINES6, maps::SERVICES4, maps::SERVICES6];
+        let exact = "`limits.services` is 3000, but the pinned maps were made for 1000";
+        assert_eq!(told(&pinned, &all), [exact]);
+        assert_eq!(
+            told(&pinned, &all[..1]),
+            ["`limits.services` is 3000, but the pinned maps were made for 1024"]
+        );
+        // As many lines, another number of entries.
+        let pinned = Limits { services: 2999, ..wanted };
+        assert_eq!(
+            told(&pinned, &all),
+            ["`limits.services` is 3000, but the pinned maps were made for 2999"]
+        );
+        assert_eq!(told(&wanted, &all), [""; 0]);
     }
 }

@@ -34,14 +34,16 @@ struct Effort {
     loads: usize,
     /// For which an idle controller is looked at, in seconds.
     idle_s: u64,
+    /// Kinds of probes.
+    probes: &'static [&'static str],
 }
 
 /// Measures all cases.
 pub fn run(options: &Options) -> Result<Vec<Section>> {
     let effort = if options.quick {
-        Effort { rounds: 6, loads: 1, idle_s: 1 }
+        Effort { rounds: 6, loads: 1, idle_s: 1, probes: &["http"] }
     } else {
-        Effort { rounds: 40, loads: 5, idle_s: 5 }
+        Effort { rounds: 40, loads: 5, idle_s: 5, probes: &["tcp", "http"] }
     };
     let mut bars = Section::new("The controller against its bars", &[]);
     eprintln!("controller: rings and verdicts");
@@ -64,7 +66,7 @@ pub fn run(options: &Options) -> Result<Vec<Section>> {
 
 /// Rings and verdicts.
 fn plans(effort: &Effort, bars: &mut Section) -> Result<Section> {
-    let mut section = Section::new("Rings of 65,537 slots, and verdicts", &["", "ms", "spread ms"]);
+    let mut section = Section::new("Rings of 65,537 slots, and verdicts", &["", "\u{b5}s", "spread \u{b5}s"]);
     for (backends, name) in SIZES {
         row(&mut section, &format!("build a ring, {name}"), &plan::ring_builds(backends, effort.rounds)?);
     }
@@ -74,7 +76,7 @@ fn plans(effort: &Effort, bars: &mut Section) -> Result<Section> {
         row(&mut section, &format!("a verdict, {name}: planned"), &verdicts.planned);
         row(&mut section, &format!("a verdict, {name}: applied"), &verdicts.applied);
         if backends == 1_000 {
-            bars.bars.push(Bar::new("a verdict, 1,000 backends, ms", median(&verdicts.whole), 1.0));
+            bars.bars.push(Bar::new("a verdict, 1,000 backends, \u{b5}s", median(&verdicts.whole), 1e3));
         }
     }
     section.note("A verdict: a backend is found dead or alive; from there to the last of the kernel's maps.");
@@ -121,7 +123,7 @@ fn loads(
 /// A thousand probes.
 fn probes(effort: &Effort, site: &Site, idle: &mut Section, bars: &mut Section) -> Result<()> {
     let _server = site.serve()?;
-    for kind in ["tcp", "http"] {
+    for kind in effort.probes {
         let busy = site.start(&process::probed(kind))?.busy(effort.idle_s)?;
         let what = format!("1,000 backends, probed by {kind} every 2 s");
         bars.bars.push(Bar::new(&format!("{what}, % of a core"), busy, 5.0));
@@ -144,7 +146,12 @@ fn memory_row(section: &mut Section, what: &str, running: &process::Running) -> 
     Ok(())
 }
 
-/// Since then.
+/// Since then, milliseconds.
 fn ms(start: Instant) -> f64 {
     start.elapsed().as_secs_f64() * 1e3
+}
+
+/// Since then, microseconds.
+fn us(start: Instant) -> f64 {
+    start.elapsed().as_secs_f64() * 1e6
 }

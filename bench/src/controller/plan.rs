@@ -25,22 +25,23 @@ use lb_userspace::{
 use super::{
     ms,
     subject::{self, RING},
+    us,
 };
 
-/// Times of ring builds, ms.
+/// Times of ring builds, microseconds.
 pub fn ring_builds(backends: u32, rounds: usize) -> Result<Vec<f64>> {
     let members = subject::members(backends);
     let mut times = Vec::with_capacity(rounds);
     for _ in 0..rounds {
         let start = Instant::now();
         let ring = ring::build(&members, RING);
-        times.push(ms(start));
+        times.push(us(start));
         ensure!(ring.len() == RING as usize && ring.iter().all(|id| *id != 0), "a slot is free");
     }
     Ok(times)
 }
 
-/// Times of verdicts, ms.
+/// Times of verdicts, microseconds.
 #[derive(Default)]
 pub struct Verdicts {
     /// From the tables wanted to the list of operations.
@@ -65,8 +66,8 @@ pub fn verdicts(backends: u32, rounds: usize) -> Result<Verdicts> {
         let start = Instant::now();
         engine.set_health(backend.clone(), health);
         let operations = engine.reconcile(Instant::now())?;
-        let whole = ms(start);
-        let applied = spent.load(Ordering::Relaxed) as f64 / 1e6;
+        let whole = us(start);
+        let applied = spent.load(Ordering::Relaxed) as f64 / 1e3;
         let first =
             engine.compiled().services.iter().flat_map(|s| &s.backends).find(|b| b.name == backend.backend);
         let takes_new = first.is_some_and(|b| b.eligible && b.slots > 0);
@@ -79,7 +80,7 @@ pub fn verdicts(backends: u32, rounds: usize) -> Result<Verdicts> {
     Ok(verdicts)
 }
 
-/// Reads and checks the text of 1,000 services x 10 backends.
+/// Reads and checks the text of 1,000 services x 10 backends; times in milliseconds.
 pub fn parse(rounds: usize) -> Vec<f64> {
     let text = subject::thousand_by_ten(100);
     let time = |_| {
@@ -93,7 +94,7 @@ pub fn parse(rounds: usize) -> Vec<f64> {
     (0..rounds).map(time).collect()
 }
 
-/// Fills empty maps of the kernel with 1,000 services x 10 backends.
+/// Fills empty maps of the kernel with 1,000 services x 10 backends; times in milliseconds.
 pub fn first_fill(rounds: usize) -> Result<Vec<f64>> {
     let spec = subject::spec(&subject::thousand_by_ten(100));
     let mut times = Vec::with_capacity(rounds);

@@ -46,6 +46,10 @@ pub fn run(options: &Options) -> Result<Vec<Section>> {
         Effort { rounds: 40, loads: 5, idle_s: 5, probes: &["tcp", "http"] }
     };
     let mut bars = Section::new("The controller against its bars", &[]);
+    bars.note(format!(
+        "Times are of the wall clock. Tasks that wanted a CPU when it began: {}.",
+        proc::load()?
+    ));
     eprintln!("controller: rings and verdicts");
     let plans = plans(&effort, &mut bars)?;
     eprintln!("controller: {LARGE}");
@@ -107,11 +111,12 @@ fn loads(
     }
     row(&mut section, "xlb run, from its start until ready", &times);
     let mut running = running.context("at least one load")?;
+    // Before reloads, after which the sweeper looks for pins on slots that move.
+    idle.row(format!("{LARGE}, no probes"), [Some(running.busy(effort.idle_s)?)]);
     let reloads = running.reloads(effort.rounds / 2)?;
     row(&mut section, "reload one weight", &reloads);
     section.note("reload: from the request to the kernel's maps, the file read and checked.");
     memory_row(memory, LARGE, &running)?;
-    idle.row(format!("{LARGE}, no probes"), [Some(running.busy(effort.idle_s)?)]);
     bars.bars.extend([
         Bar::new("xlb check, ms", median(&checks), 100.0),
         Bar::new("xlb run until ready, ms", median(&times), 1_000.0),

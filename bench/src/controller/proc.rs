@@ -54,6 +54,12 @@ pub fn cpu_time(pid: u32) -> Result<Duration> {
     Ok(Duration::from_secs_f64(ticks as f64 / clock_ticks_per_second() as f64))
 }
 
+/// Tasks of the whole machine that wanted a CPU, over the last minute.
+pub fn load() -> Result<f64> {
+    let text = read(Path::new("/proc/loadavg"))?;
+    text.split(' ').next().and_then(|word| word.parse().ok()).context("read the load of the machine")
+}
+
 /// `utime` and `stime`, fields 14 and 15 (proc_pid_stat(5)). The name, field 2, may hold anything.
 fn ticks(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(')')?;

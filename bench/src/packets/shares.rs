@@ -27,7 +27,7 @@ pub fn shares(costs: &Costs) -> Section {
             minus(l2, stranger),
         ),
         ("room in front, an outer header, its checksum (`ipip` - `l2`)", minus(ipip, l2)),
-        ("**all of it** (`ipip`)", ipip),
+        ("all of it (`ipip`)", ipip),
         (
             "slots, backends and counters out of the nearest cache (1,000,000 flows - 1)",
             minus(largest, settled(V4, Ipip, 1)),

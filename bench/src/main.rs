@@ -1,14 +1,18 @@
 //! The harness behind `cargo xtask bench`: what a packet, a request and a change of the tables cost.
 //!
-//! `packets/` counts nanoseconds inside the kernel, `end_to_end/` packets and requests through namespaces, `controller.rs`
-//! what the controller does. Each part answers a report that prints as a table and serialises.
+//! `packets/` counts nanoseconds inside the kernel, `end_to_end/` packets and requests through namespaces, `controller/`
+//! what the controller does. Each part answers sections of a report, which prints as tables (`report.rs`), is
+//! written into a page (`markdown.rs`) and drawn (`plot.rs`).
 
 mod controller;
 mod end_to_end;
+mod markdown;
 mod packets;
+mod plot;
 mod report;
+mod stats;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, thread};
 
 use clap::{Parser, ValueEnum};
 
@@ -22,6 +26,12 @@ pub struct Options {
     /// One JSON document instead of tables
     #[arg(long)]
     pub json: bool,
+    /// Draws packet cost over flows and CPU time by balancer, as SVG files there
+    #[arg(long, value_name = "DIR")]
+    pub plots: Option<PathBuf>,
+    /// Puts the tables between the marks of this page (docs/performance.md), too
+    #[arg(long, value_name = "FILE")]
+    pub markdown: Option<PathBuf>,
     /// Only these parts
     #[arg(value_enum)]
     pub parts: Vec<Part>,
@@ -62,7 +72,9 @@ fn run(options: &Options) -> anyhow::Result<()> {
     let wanted = |part| options.parts.is_empty() || options.parts.contains(&part);
     let mut report = report::Report::new(options.quick);
     if wanted(Part::Packets) {
-        report.sections.extend(packets::run(options)?);
+        // It stays on one CPU; in a thread of its own, so that nothing else has to.
+        let packets = thread::scope(|scope| scope.spawn(|| packets::run(options)).join());
+        report.sections.extend(packets.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?);
     }
     if wanted(Part::EndToEnd) {
         report.sections.extend(end_to_end::run(options)?);
@@ -71,6 +83,12 @@ fn run(options: &Options) -> anyhow::Result<()> {
         report.sections.extend(controller::run(options)?);
     }
     report.finish();
+    if let Some(dir) = &options.plots {
+        plot::write(&report, dir)?;
+    }
+    if let Some(page) = &options.markdown {
+        markdown::insert(&report, page)?;
+    }
     if options.json {
         println!("{}", serde_json::to_string_pretty(&report)?);
     } else {

@@ -3,7 +3,8 @@
 //! BPF_PROG_TEST_RUN repeats a *driver* (`lb-ebpf/src/bench`) that makes each packet and calls the program under test.
 //! `stream.rs` says what packets, `driver.rs` runs and times, `world.rs` is the balancer with its maps filled,
 //! `cases.rs` lists what is measured, `measure.rs` takes turns among it and checks with `check.rs` that each case did what
-//! it is said to, `table.rs` makes tables of it.
+//! it is said to, `table.rs` makes tables of it,
+//! `shares.rs` says what of a packet's cost is for what.
 
 mod cases;
 mod check;
@@ -12,6 +13,7 @@ mod driver;
 mod measure;
 mod progress;
 mod shared;
+mod shares;
 mod stream;
 mod table;
 #[path = "../../../lb-ebpf/src/bench/traffic.rs"]
@@ -41,6 +43,6 @@ pub fn run(options: &Options) -> anyhow::Result<Vec<Section>> {
             effort.rounds, effort.repeat
         ));
     }
-    sections.extend([table::floors(&costs), table::bars(&costs)]);
+    sections.extend([table::floors(&costs), shares::shares(&costs), table::bars(&costs)]);
     Ok(sections)
 }

@@ -6,7 +6,10 @@ use super::{
     stream::Family::{V4, V6},
     world::Forward::{Ipip, L2},
 };
-use crate::report::{Bar, Section};
+use crate::{
+    report::{Bar, Section},
+    stats::{median, spread},
+};
 
 /// A table a group.
 pub fn sections(groups: &[Group], costs: &Costs) -> Vec<Section> {
@@ -15,8 +18,8 @@ pub fn sections(groups: &[Group], costs: &Costs) -> Vec<Section> {
         for case in &group.cases {
             let Some(rounds) = costs.cases.get(&case.name) else { continue };
             let floor = median(&costs.floors[case.stream.family as usize].floor);
-            let (cost, spread) = (median(rounds), quantile(rounds, 0.75) - quantile(rounds, 0.25));
-            section.row(&*case.name, [cost, cost / floor, spread].map(Some));
+            let cost = median(rounds);
+            section.row(&*case.name, [cost, cost / floor, spread(rounds)].map(Some));
         }
         section
     };
@@ -33,8 +36,7 @@ pub fn floors(costs: &Costs) -> Section {
             ("the floor with xlb's parser", &floors.parsing_floor),
         ];
         for (what, rounds) in rows {
-            let spread = quantile(rounds, 0.75) - quantile(rounds, 0.25);
-            section.row(format!("{}: {what}", family.name()), [median(rounds), spread].map(Some));
+            section.row(format!("{}: {what}", family.name()), [median(rounds), spread(rounds)].map(Some));
         }
     }
     section
@@ -49,7 +51,7 @@ pub fn bars(costs: &Costs) -> Section {
     let ipip = |flows| settled_name(V4, Ipip, flows);
     let moving = format!("IPv4 ipip, 10 % moving, {}", flows_of(1_000_000));
     let one_used = format!("{ONE_USED}, {}", flows_of(1_000));
-    let spread = |flows| format!("{SPREAD}, {}", flows_of(flows));
+    let all_used = |flows| format!("{SPREAD}, {}", flows_of(flows));
     let flood = format!("{FLOOD}, {}", flows_of(1_000_000));
     let stranger = format!("{STRANGER}, {}", flows_of(1_000));
     let bars = [
@@ -59,8 +61,12 @@ pub fn bars(costs: &Costs) -> Section {
         ("l2 / ipip, 1,000 flows", ratio(&settled_name(V4, L2, 1_000), &ipip(1_000)), 0.9),
         ("IPv6 / IPv4, ipip, 1,000 flows", ratio(&settled_name(V6, Ipip, 1_000), &ipip(1_000)), 1.35),
         ("1,000 services, one used / 1, 1,000 flows", ratio(&one_used, &ipip(1_000)), 1.25),
-        ("1,000 services, all used / 1, 1,000 flows", ratio(&spread(1_000), &ipip(1_000)), 1.25),
-        ("1,000 services, all used / 1, 1,000,000 flows", ratio(&spread(1_000_000), &ipip(1_000_000)), 1.25),
+        ("1,000 services, all used / 1, 1,000 flows", ratio(&all_used(1_000), &ipip(1_000)), 1.25),
+        (
+            "1,000 services, all used / 1, 1,000,000 flows",
+            ratio(&all_used(1_000_000), &ipip(1_000_000)),
+            1.25,
+        ),
         ("10 % moving / settled, 1,000,000 flows", ratio(&moving, &ipip(1_000_000)), 1.8),
         ("SYN flood / settled, 1,000,000 flows", ratio(&flood, &ipip(1_000_000)), 1.1),
         ("no service / floor", over_floor(&stranger), 1.0),
@@ -70,29 +76,4 @@ pub fn bars(costs: &Costs) -> Section {
         section.bars.extend(ratio.map(|ratio| Bar::new(what, ratio, at_most)));
     }
     section
-}
-
-fn median(values: &[f64]) -> f64 {
-    quantile(values, 0.5)
-}
-
-/// By linear interpolation.
-fn quantile(values: &[f64], part: f64) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let at = (sorted.len() - 1) as f64 * part;
-    let (low, high) = (sorted[at.floor() as usize], sorted[at.ceil() as usize]);
-    low + (high - low) * at.fract()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn quantiles_lie_between_their_neighbours() {
-        let values = [4.0, 1.0, 3.0, 2.0];
-        let found = [0.0, 0.5, 0.75, 1.0].map(|part| quantile(&values, part));
-        assert!(found.iter().zip([1.0, 2.5, 3.25, 4.0]).all(|(a, b)| (a - b).abs() < 1e-9), "{found:?}");
-    }
 }

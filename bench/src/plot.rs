@@ -50,9 +50,11 @@ fn packet_cost(area: &Area<'_>, curves: &[Curve]) -> Result<()> {
     let mut chart = ChartBuilder::on(area)
         .caption("What a packet costs", (FONT, 22, &INK))
         .margin(14)
+        .margin_right(44)
         .x_label_area_size(48)
         .y_label_area_size(62)
-        .build_cartesian_2d((least..largest * 1.05).log_scale(), 0.0..most * 1.25)?;
+        // The legend stands above all curves.
+        .build_cartesian_2d((least..largest * 1.05).log_scale(), 0.0..most * 1.6)?;
     chart
         .configure_mesh()
         .bold_line_style(GRID)
@@ -66,16 +68,16 @@ fn packet_cost(area: &Area<'_>, curves: &[Curve]) -> Result<()> {
         .y_label_formatter(&|ns| format!("{ns:.0}"))
         .draw()?;
     let mut colors = COLORS.iter().cycle();
+    let sample = |(x, y): (i32, i32)| vec![(x, y), (x + 24, y)];
     for curve in curves {
-        let is_floor = curve.kind == Kind::Floor;
-        let style = if is_floor { OTHER } else { *colors.next().unwrap_or(&OTHER) }.stroke_width(2);
-        let sample = move |(x, y): (i32, i32)| vec![(x, y), (x + 24, y)];
-        if is_floor {
+        if curve.kind == Kind::Floor {
+            let color = if curve.name.starts_with("IPv4") { COLORS[0] } else { COLORS[2] };
             chart
-                .draw_series(DashedLineSeries::new(curve.points.clone(), 6, 4, style))?
+                .draw_series(DashedLineSeries::new(curve.points.clone(), 6, 4, color.stroke_width(1)))?
                 .label(&curve.name)
-                .legend(move |at| DashedPathElement::new(sample(at), 6, 4, style));
+                .legend(move |at| DashedPathElement::new(sample(at), 6, 4, color.stroke_width(1)));
         } else {
+            let style = colors.next().unwrap_or(&OTHER).stroke_width(2);
             chart
                 .draw_series(LineSeries::new(curve.points.clone(), style).point_size(3))?
                 .label(&curve.name)

@@ -107,7 +107,7 @@ fn request_cost(area: &Area<'_>, bars: &Bars) -> Result<()> {
         .caption("CPU time that the balancer adds to a request", (FONT, 22, &INK))
         .margin(14)
         .x_label_area_size(48)
-        .y_label_area_size(110)
+        .y_label_area_size(150)
         .build_cartesian_2d(least * 1.1..most * 1.1, 0.0..count)?;
     chart
         .configure_mesh()

@@ -50,9 +50,9 @@ impl Backend {
     #[inline(always)]
     pub const fn macs(&self) -> Macs {
         const { assert!(offset_of!(Self, next_hop) == 0 && offset_of!(Self, own) == 6) };
-        let words = core::ptr::from_ref(self).cast::<u32>();
+        let words = core::ptr::from_ref(self).cast::<u64>();
         // SAFETY: the first twelve bytes of an entry that is aligned to eight.
-        unsafe { Macs(words.cast::<u64>().read(), words.add(2).read()) }
+        unsafe { Macs(words.read(), words.add(1).cast::<u32>().read()) }
     }
 
     /// An entry that is not in use.

@@ -135,9 +135,10 @@ mod tests {
                 (frame[20], frame[21], frame[23]) = (0x40, 0, protocol);
             }
             let l4 = if is_v6 { 54 } else { 34 };
-            match protocol {
-                UDP => frame[l4 + 4..l4 + 6].copy_from_slice(&((len - l4) as u16).to_be_bytes()),
-                _ => (frame[l4 + 12], frame[l4 + 13]) = (0x50, 0x10),
+            if protocol == UDP {
+                frame[l4 + 4..l4 + 6].copy_from_slice(&((len - l4) as u16).to_be_bytes());
+            } else {
+                (frame[l4 + 12], frame[l4 + 13]) = (0x50, 0x10);
             }
             // One byte that matters is another.
             match what {

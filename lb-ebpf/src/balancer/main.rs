@@ -22,34 +22,23 @@ use aya_ebpf::{
 use lb_common::{outcome::Outcome, parse::Bytes as _};
 use lb_ebpf::packet::Frame;
 
-/// What the functions for plain packets answer about others; no XDP action.
-const NOT_PLAIN: u32 = u32::MAX;
-
 /// Entry point, see [`lb_common::abi::PROGRAM`].
 #[xdp(frags)]
 pub fn xlb(ctx: XdpContext) -> u32 {
-    let action = match Frame::new(&ctx).read(12).map(u16::from_be_bytes) {
-        Some(0x0800) => xlb_plain4(ctx.ctx),
-        Some(0x86dd) => xlb_plain6(ctx.ctx),
-        _ => NOT_PLAIN,
+    // Of nearly all packets the offsets are constants.
+    let outcome = match Frame::new(&ctx).read(12).map(u16::from_be_bytes) {
+        Some(0x0800) => balance::plain4(&ctx),
+        Some(0x86dd) => balance::plain6(&ctx),
+        _ => None,
     };
-    if action == NOT_PLAIN { xlb_any(ctx.ctx) } else { action }
+    match outcome {
+        Some(outcome) => action(outcome),
+        None => xlb_any(ctx.ctx),
+    }
 }
 
-/// A *global* function, as the two below: the verifier checks each once by itself, and the registers of one need not last
-/// for the others. Of nearly all packets the offsets are constants here.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn xlb_plain4(ctx: *mut xdp_md) -> u32 {
-    balance::plain4(&XdpContext::new(ctx)).map_or(NOT_PLAIN, action)
-}
-
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn xlb_plain6(ctx: *mut xdp_md) -> u32 {
-    balance::plain6(&XdpContext::new(ctx)).map_or(NOT_PLAIN, action)
-}
-
+/// All other packets. A *global* function: the verifier checks it once by itself, and what it needs in registers and on the
+/// stack does not burden the others.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn xlb_any(ctx: *mut xdp_md) -> u32 {

@@ -151,10 +151,10 @@ pub(super) fn compare_all(
         let Some(mismatch) = compare(name, *shape, wanted[name], sizes) else { continue };
         // Lines tell the limit only roughly: not after entries have told it.
         let is_told = mismatch.limit().is_some() && differ.iter().any(|m| m.limit() == mismatch.limit());
-        let is_said = differ.contains(&mismatch) || (is_lines(name) && is_told);
-        if !is_said {
-            differ.push(mismatch);
+        if differ.contains(&mismatch) || is_lines(name) && is_told {
+            continue;
         }
+        differ.push(mismatch);
     }
     differ
 }

@@ -17,15 +17,16 @@ use lb_common::{
     slot::Slot,
 };
 
-// The sizes here are only defaults: the loader sets them from `limits`.
+// The sizes here are only defaults: the loader sets them from `limits`. Arrays that can be mapped begin on a page, so that
+// an entry of 64 bytes is one cache line; others begin anywhere.
 #[map]
 static LINES4: Array<Line> = Array::with_max_entries((1 << 10) + 1, BPF_F_MMAPABLE);
 #[map]
 static LINES6: Array<Line> = Array::with_max_entries((1 << 10) + 1, BPF_F_MMAPABLE);
 #[map]
-static SERVICES4: Array<Entry> = Array::with_max_entries(1024 + SPARE_ENTRIES + 1, 0);
+static SERVICES4: Array<Entry> = Array::with_max_entries(1024 + SPARE_ENTRIES + 1, BPF_F_MMAPABLE);
 #[map]
-static SERVICES6: Array<Entry> = Array::with_max_entries(1024 + SPARE_ENTRIES + 1, 0);
+static SERVICES6: Array<Entry> = Array::with_max_entries(1024 + SPARE_ENTRIES + 1, BPF_F_MMAPABLE);
 /// Of both families' lines, see [`lookup::line_bits`]. The loader sets it, and to the verifier it is a constant.
 #[unsafe(no_mangle)]
 static LINE_BITS: u32 = 10;
@@ -34,7 +35,7 @@ static LINE_BITS: u32 = 10;
 #[map]
 static RING: Array<[u32; 2]> = Array::with_max_entries(65538 / 2, BPF_F_MMAPABLE);
 #[map]
-static BACKENDS: Array<Backend> = Array::with_max_entries(MAX_BACKEND_ID as u32 + 1, 0);
+static BACKENDS: Array<Backend> = Array::with_max_entries(MAX_BACKEND_ID as u32 + 1, BPF_F_MMAPABLE);
 #[map]
 static BACKEND_STATS: PerCpuArray<BackendStats> = PerCpuArray::with_max_entries(MAX_BACKEND_ID as u32 + 1, 0);
 #[map]

@@ -45,7 +45,21 @@ pub struct BpfMaps {
     cpus: usize,
 }
 
+/// Over all CPUs.
+fn sum(of_cpus: &[BackendStats]) -> BackendStats {
+    let mut sum = BackendStats::default();
+    for cpu in of_cpus {
+        sum.packets += cpu.packets;
+        sum.bytes += cpu.bytes;
+        sum.connections += cpu.connections;
+    }
+    sum
+}
+
 impl BpfMaps {
+    /// Counters of so many backends are read all by one system call, not one by one.
+    const MANY: usize = 100;
+
     /// Takes the maps out of a loaded object.
     pub(super) fn take(ebpf: &mut Ebpf, limits: &Limits) -> Result<Self, LoadError> {
         let cpus = aya::util::nr_cpus().map_err(|(what, e)| LoadError::Kernel {
@@ -123,14 +137,17 @@ impl BpfMaps {
         self.stats.set(u32::from(id), zero, 0)
     }
 
-    fn sum_stats(&self, id: u16) -> Result<BackendStats, MapError> {
-        let mut sum = BackendStats::default();
-        for cpu in self.stats.get(&u32::from(id), 0)?.iter() {
-            sum.packets += cpu.packets;
-            sum.bytes += cpu.bytes;
-            sum.connections += cpu.connections;
+    fn read_stats(&self, ids: &[u16]) -> Result<Vec<BackendStats>, MapError> {
+        let many = (ids.len() >= Self::MANY)
+            .then(|| sys::read_per_cpu(&self.stats, self.cpus, BackendStats::default()));
+        // Kernels before 5.13 read such maps one by one only.
+        if let Some(Ok(all)) = many {
+            let of =
+                |id: &u16| all.chunks(self.cpus).nth(usize::from(*id)).map_or_else(Default::default, sum);
+            return Ok(ids.iter().map(of).collect());
         }
-        Ok(sum)
+        let read = |id: &u16| Ok(sum(&self.stats.get(&u32::from(*id), 0)?));
+        ids.iter().map(read).collect()
     }
 
     fn read_tables(&self, expected: &Tables) -> Result<Tables, MapError> {
@@ -191,10 +208,7 @@ impl Dataplane for BpfMaps {
     }
 
     fn backend_stats(&self, ids: &[u16]) -> Result<Vec<BackendStats>, ApplyError> {
-        let read = |id: &u16| self.sum_stats(*id);
-        ids.iter()
-            .map(read)
-            .collect::<Result<_, _>>()
+        self.read_stats(ids)
             .map_err(|e| ApplyError { op: "read the backends' counters".into(), reason: chain(&e) })
     }
 

@@ -12,7 +12,7 @@ use std::{
 
 use aya::{
     Pod,
-    maps::{Array, IterableMap as _, MapData},
+    maps::{Array, IterableMap as _, MapData, PerCpuArray},
 };
 use aya_obj::generated::{bpf_attr, bpf_cmd};
 
@@ -35,12 +35,31 @@ pub(super) fn open(pin: &Path) -> io::Result<OwnedFd> {
 
 /// All entries of an array map by one system call. `fill` is any value.
 pub(super) fn read_array<T: Pod>(map: &Array<MapData, T>, fill: T) -> io::Result<Vec<T>> {
-    let entries = map.len();
+    let mut values = vec![fill; map.len() as usize];
+    let read = read_batch(map.map().fd().as_fd(), map.len(), &mut values)?;
+    values.truncate(read);
+    Ok(values)
+}
+
+/// As [`read_array`]: each entry's values of all `cpus` CPUs, one entry after the other. A value has a multiple of 8 bytes.
+pub(super) fn read_per_cpu<T: Pod>(
+    map: &PerCpuArray<MapData, T>,
+    cpus: usize,
+    fill: T,
+) -> io::Result<Vec<T>> {
+    const { assert!(size_of::<T>().is_multiple_of(8)) };
+    let mut values = vec![fill; map.len() as usize * cpus];
+    let read = read_batch(map.map().fd().as_fd(), map.len(), &mut values)?;
+    values.truncate(read * cpus);
+    Ok(values)
+}
+
+/// Reads up to `entries` into `values`, which has room for them; answers how many there were.
+fn read_batch<T: Pod>(fd: BorrowedFd<'_>, entries: u32, values: &mut [T]) -> io::Result<usize> {
     let mut keys = vec![0u32; entries as usize];
-    let mut values = vec![fill; entries as usize];
     let mut next = 0u32;
     let mut attr = empty();
-    attr.batch.map_fd = raw(map.map().fd().as_fd());
+    attr.batch.map_fd = raw(fd);
     attr.batch.count = entries;
     attr.batch.keys = keys.as_mut_ptr() as u64;
     attr.batch.values = values.as_mut_ptr() as u64;
@@ -51,8 +70,7 @@ pub(super) fn read_array<T: Pod>(map: &Array<MapData, T>, fill: T) -> io::Result
         _ => {}
     }
     // SAFETY: a plain number, which the kernel has set to what it read.
-    values.truncate(unsafe { attr.batch.count } as usize);
-    Ok(values)
+    Ok(unsafe { attr.batch.count } as usize)
 }
 
 /// Attributes of a command, all zero.

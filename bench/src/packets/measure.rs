@@ -16,7 +16,9 @@ use super::{
 /// How much is measured.
 #[derive(Clone, Copy)]
 pub struct Effort {
-    /// Rounds, over which medians are taken.
+    /// Programs and maps are loaded anew so often. Where the kernel puts them, by chance, is worth some nanoseconds.
+    pub loads: u32,
+    /// Rounds with each; medians are taken over all.
     pub rounds: u32,
     /// Packets of a run.
     pub repeat: u32,
@@ -59,9 +61,26 @@ struct Subject {
 }
 
 /// Measures all cases.
-pub fn run(cases: Vec<Case>, effort: Effort, objects: &Path) -> Result<Costs> {
-    let mut driver = Driver::load(objects)?;
-    let mut progress = Progress::new(cases.len() * (1 + effort.rounds as usize));
+pub fn run(cases: &[Case], effort: Effort, objects: &Path) -> Result<Costs> {
+    let mut progress = Progress::new(cases.len() * (effort.loads * (1 + effort.rounds)) as usize);
+    let mut costs = Costs::default();
+    for _ in 0..effort.loads {
+        let mut driver = Driver::load(objects)?;
+        let (mut worlds, streams) = prepare(cases, effort, &mut progress)?;
+        for _ in 0..effort.rounds {
+            round(&mut driver, &mut worlds, &streams, effort, &mut progress, &mut costs)?;
+        }
+    }
+    progress.finish();
+    Ok(costs)
+}
+
+/// Cases by stream, and the worlds that they are in.
+fn prepare(
+    cases: &[Case],
+    effort: Effort,
+    progress: &mut Progress,
+) -> Result<(Vec<World>, Vec<(Stream, Vec<Subject>)>)> {
     let mut worlds: Vec<World> = Vec::new();
     let mut streams: Vec<(Stream, Vec<Subject>)> = Vec::new();
     for case in cases {
@@ -71,29 +90,37 @@ pub fn run(cases: Vec<Case>, effort: Effort, objects: &Path) -> Result<Costs> {
             worlds.push(World::new(case.shape).with_context(|| format!("prepare `{}`", case.name))?);
         }
         let world = known.unwrap_or(worlds.len() - 1);
-        let expected = expected(&case, &worlds[world], effort.repeat(&case.stream))?;
+        let expected = expected(case, &worlds[world], effort.repeat(&case.stream))?;
         let stream = case.stream;
-        let subject = Subject { case, world, expected };
+        let subject = Subject { case: case.clone(), world, expected };
         match streams.iter_mut().find(|(other, _)| *other == stream) {
             Some((_, subjects)) => subjects.push(subject),
             None => streams.push((stream, vec![subject])),
         }
     }
-    let mut costs = Costs::default();
-    for _ in 0..effort.rounds {
-        for (stream, subjects) in &streams {
-            let repeat = effort.repeat(stream);
-            let stub = floors(&mut driver, stream, repeat, &mut costs.floors[stream.family as usize])?;
-            for subject in subjects {
-                progress.step(&subject.case.name);
-                let ns = measure(&mut driver, subject, &mut worlds[subject.world], repeat)
-                    .with_context(|| format!("case `{}`", subject.case.name))?;
-                costs.cases.entry(subject.case.name.clone()).or_default().push(ns - stub);
-            }
+    Ok((worlds, streams))
+}
+
+/// Each stream's stub, floors and cases, once.
+fn round(
+    driver: &mut Driver,
+    worlds: &mut [World],
+    streams: &[(Stream, Vec<Subject>)],
+    effort: Effort,
+    progress: &mut Progress,
+    costs: &mut Costs,
+) -> Result<()> {
+    for (stream, subjects) in streams {
+        let repeat = effort.repeat(stream);
+        let stub = floors(driver, stream, repeat, &mut costs.floors[stream.family as usize])?;
+        for subject in subjects {
+            progress.step(&subject.case.name);
+            let ns = measure(driver, subject, &mut worlds[subject.world], repeat)
+                .with_context(|| format!("case `{}`", subject.case.name))?;
+            costs.cases.entry(subject.case.name.clone()).or_default().push(ns - stub);
         }
     }
-    progress.finish();
-    Ok(costs)
+    Ok(())
 }
 
 /// Stub and floors on a stream; answers what the stub cost.

@@ -26,21 +26,24 @@ use measure::Effort;
 /// Measures all cases.
 pub fn run(options: &Options) -> anyhow::Result<Vec<Section>> {
     let effort = if options.quick {
-        Effort { rounds: 3, repeat: 100_000 }
+        Effort { loads: 1, rounds: 3, repeat: 100_000 }
     } else {
-        Effort { rounds: 5, repeat: 1_000_000 }
+        Effort { loads: 5, rounds: 1, repeat: 1_000_000 }
     };
     let cpu = cpu::pin()?;
     let groups = cases::groups(options.quick);
-    let cases = groups.iter().flat_map(|group| group.cases.iter().cloned()).collect();
-    let costs = measure::run(cases, effort, &options.objects)?;
+    let cases: Vec<_> = groups.iter().flat_map(|group| group.cases.iter().cloned()).collect();
+    let costs = measure::run(&cases, effort, &options.objects)?;
     let mut sections = table::sections(&groups, &costs);
     if let Some(first) = sections.first_mut() {
         first.note("ns: CPU time of a packet in the program, beyond a stub that returns XDP_TX.");
         first.note("floor: a program that only parses and encapsulates with constants, on the same packets.");
         first.note(format!(
-            "Medians of {} interleaved rounds of at least {} packets on CPU {cpu}; spread: quartile to quartile.",
-            effort.rounds, effort.repeat
+            "Medians of {} interleaved rounds, the programs loaded {} times, of at least {} packets on CPU {cpu}; spread: \
+             quartile to quartile.",
+            effort.loads * effort.rounds,
+            effort.loads,
+            effort.repeat
         ));
     }
     sections.extend([table::floors(&costs), shares::shares(&costs), table::bars(&costs)]);

@@ -222,7 +222,7 @@ impl Engine {
         self.forgot |= self.known.pass_time(now);
         self.note_refused(now);
         let known = &self.known;
-        self.compiled = self.compiler.compile_what_fits(&Input {
+        let compiled = self.compiler.compile_what_fits(&Input {
             spec: known.spec(),
             devices: known.devices().keys().copied().collect(),
             known: &|service, backend| known.of_file(service, backend, now),
@@ -232,6 +232,8 @@ impl Engine {
             young: self.young,
             now,
         })?;
+        // Dropped at the end: freeing ten thousand entries takes milliseconds, and the kernel waits.
+        let _before = std::mem::replace(&mut self.compiled, compiled);
         let ops = self.make_room(diff(&self.applied, &self.compiled.tables));
         for op in &ops {
             self.apply(op)?;

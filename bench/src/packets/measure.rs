@@ -60,6 +60,9 @@ struct Subject {
     expected: Option<BTreeMap<u16, u64>>,
 }
 
+/// Cases by the packets that they get.
+type Streams = Vec<(Stream, Vec<Subject>)>;
+
 /// Measures all cases.
 pub fn run(cases: &[Case], effort: Effort, objects: &Path) -> Result<Costs> {
     let mut progress = Progress::new(cases.len() * (effort.loads * (1 + effort.rounds)) as usize);
@@ -76,13 +79,9 @@ pub fn run(cases: &[Case], effort: Effort, objects: &Path) -> Result<Costs> {
 }
 
 /// Cases by stream, and the worlds that they are in.
-fn prepare(
-    cases: &[Case],
-    effort: Effort,
-    progress: &mut Progress,
-) -> Result<(Vec<World>, Vec<(Stream, Vec<Subject>)>)> {
+fn prepare(cases: &[Case], effort: Effort, progress: &mut Progress) -> Result<(Vec<World>, Streams)> {
     let mut worlds: Vec<World> = Vec::new();
-    let mut streams: Vec<(Stream, Vec<Subject>)> = Vec::new();
+    let mut streams = Streams::new();
     for case in cases {
         progress.step(&case.name);
         let known = worlds.iter().position(|world| world.shape == case.shape);
@@ -105,7 +104,7 @@ fn prepare(
 fn round(
     driver: &mut Driver,
     worlds: &mut [World],
-    streams: &[(Stream, Vec<Subject>)],
+    streams: &Streams,
     effort: Effort,
     progress: &mut Progress,
     costs: &mut Costs,

@@ -50,9 +50,6 @@ impl Controller {
             reply.errors.push(error.to_string());
             return;
         }
-        // What is said of a change says nothing of slots: those that are there do.
-        let compiled = self.engine.compiled();
-        reply.changes = reload::lines(&reload::plan(&old, &new, compiled, compiled, |_| false));
         if old.admin != new.admin {
             reply.warnings.push("a change of `admin` takes effect at the next start".into());
         }
@@ -62,13 +59,17 @@ impl Controller {
             return;
         }
         self.generation += 1;
+        self.engine.set_spec(Arc::clone(&new), now);
+        // What can be in force at once is; words, probes and next hops may take their time.
+        let is_in_force = self.reconcile(now);
+        let took = now.elapsed().as_secs_f64() * 1e3;
+        // What is said of a change says nothing of slots: those that are there do.
+        let compiled = self.engine.compiled();
+        reply.changes = reload::lines(&reload::plan(&old, &new, compiled, compiled, |_| false));
         let changes =
             if reply.changes.is_empty() { "no service changed".into() } else { reply.changes.join("; ") };
         self.event(EventKind::Config, None, format!("generation {}: {changes}", self.generation));
-        self.engine.set_spec(new, now);
-        // What can be in force at once is; probes and next hops may take their time.
-        if self.reconcile(now) {
-            let took = now.elapsed().as_secs_f64() * 1e3;
+        if is_in_force {
             tracing::info!("generation {} is in force {took:.1} ms after it was asked for", self.generation);
         }
         self.follow_spec();

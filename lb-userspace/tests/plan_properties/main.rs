@@ -1,7 +1,6 @@
 //! Properties of compile and diff over random histories, and of the engine over failing maps.
 
 mod adoption;
-mod cost;
 mod engine;
 mod safety;
 mod slots;
